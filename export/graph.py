@@ -1,0 +1,91 @@
+"""A streaming model and its state -> one ONNX graph with every state a named pair ``state.x`` -> ``next.x``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, Protocol
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+OPSET = 18
+
+
+class StreamingModel(Protocol):
+    """What export needs of a model: the streaming contract for audio and a style vector."""
+
+    latency_samples: int
+
+    def init_state(self, batch: int) -> Any: ...
+
+    def __call__(self, audio: Tensor, style: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+
+
+def state_tensors(state: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a state dataclass in order of their fields, each with its dotted name."""
+    for field in fields(state):
+        value, name = getattr(state, field.name), f"{prefix}{field.name}"
+        if is_dataclass(value):
+            yield from state_tensors(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def state_from_tensors(like: Any, tensors: Iterator[Tensor]) -> Any:
+    """A state of the same shape as ``like`` from tensors in the order of ``state_tensors``."""
+    values = {}
+    for field in fields(like):
+        value = getattr(like, field.name)
+        values[field.name] = state_from_tensors(value, tensors) if is_dataclass(value) else next(tensors)
+    return type(like)(**values)
+
+
+class _Flat(nn.Module):
+    """The model with its state as a flat list of tensors, as ONNX wants it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.like = model.init_state(1)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, audio: Tensor, style: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        out, state = self.model(audio, style, state_from_tensors(self.like, iter(states)))
+        return (out, *(t for _, t in state_tensors(state)))
+
+
+def build_graph(model: nn.Module, style_dim: int, hop_samples: int) -> onnx.ModelProto:
+    """Trace the model to ONNX with dynamic ``channels`` and number of hops ``n`` (the time axis is ``n*hop``).
+
+    Inputs ``audio [channels, n*hop]``, ``style [channels, style_dim]``, ``state.*``; outputs ``audio_out`` (ONNX allows a name once), ``next.*``.
+    """
+    model = model.eval()
+    # Example sizes that are neither 0 nor 1 nor equal to any other size, which torch.export would take for constants.
+    channels, hops = 3, 5
+    state = model.init_state(channels)  # pyright: ignore[reportCallIssue]
+    names = [name for name, _ in state_tensors(state)]
+    arguments = (
+        torch.zeros(channels, hops * hop_samples),
+        torch.zeros(channels, style_dim),
+        *(t for _, t in state_tensors(state)),
+    )
+    batch = torch.export.Dim("channels", min=1, max=4096)
+    count = torch.export.Dim("n", min=1, max=65536)
+    shapes = ({0: batch, 1: hop_samples * count}, {0: batch}, tuple({0: batch} for _ in names))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Flat(model),
+            arguments,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            input_names=["audio", "style", *(f"state.{name}" for name in names)],
+            output_names=["audio_out", *(f"next.{name}" for name in names)],
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto

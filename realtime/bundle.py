@@ -1,0 +1,453 @@
+"""The model file: one ``.onnx`` whose metadata carries a JSON manifest. Reading it trusts nothing.
+
+Before onnxruntime sees a byte, the file's protocol-buffer structure is walked here: sizes, operator domains, external
+data, subgraphs, and the inputs and outputs against the manifest. Field numbers follow ``onnx/onnx.proto``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import dacite
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime.spectral import SpectralSpec
+
+SCHEMA_VERSION = 1
+MANIFEST_KEY = "restyle.manifest"
+KINDS = ("transfer", "generate", "recognise", "notes")
+MAX_FILE_BYTES = 512 * 2**20
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_STYLES = 4096
+MODELS_DIR = Path(__file__).parent / "models"
+DEFAULT_MODEL = MODELS_DIR / "first.onnx"
+
+
+class BundleError(ValueError):
+    """A model file that cannot be used; the text names the file, the field and the remedy."""
+
+    def __init__(self, path: Path | str, field_name: str, problem: str, remedy: str = "") -> None:
+        self.path, self.field_name = Path(path), field_name
+        super().__init__(f"{path}: {field_name}: {problem}" + (f" ({remedy})" if remedy else ""))
+
+
+class StyleError(ValueError):
+    """A style that is not in the model file; the text names the near matches."""
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One named pair ``state.<name>`` -> ``next.<name>``; ``shape`` is without the leading channels axis."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Style:
+    """One style: a stable id, its vector, its loudness on the reference playing, and the MIDI program that selects it."""
+
+    id: str
+    label: str
+    vector: tuple[float, ...]
+    loudness_lufs: float
+    program: int
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A control of the engine with its range, default and unit."""
+
+    id: str
+    label: str
+    minimum: float
+    maximum: float
+    default: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where training recordings of one style came from, as their licence asks it to be said."""
+
+    style: str
+    licence: str
+    attribution: str
+    recordings: int
+    minutes: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """The model card: what it was made of, how, and how good it is. ``recordings_sha256`` are those of training."""
+
+    description: str
+    objective: str
+    commit: str
+    date: str
+    steps: int
+    training_minutes: float
+    sources: tuple[Source, ...]
+    metrics: dict[str, float]
+    recordings_sha256: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A short input and the output that every machine must compute from it, with the style at rest; mono."""
+
+    style: str
+    audio: str
+    audio_out: str
+
+    @staticmethod
+    def pack(samples: NDArray[np.float32]) -> str:
+        return base64.b64encode(zlib.compress(samples.astype("<f4").tobytes(), 9)).decode()
+
+    @staticmethod
+    def unpack(text: str, limit_samples: int = 2**20) -> NDArray[np.float32]:
+        inflate = zlib.decompressobj()
+        data = inflate.decompress(base64.b64decode(text, validate=True), 4 * limit_samples)
+        if inflate.unconsumed_tail or not inflate.eof or len(data) % 4:
+            raise ValueError("damaged or too long")
+        return np.frombuffer(data, dtype="<f4").astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that the engine, the CLI and a listener need to know about a model, apart from its graph."""
+
+    schema: int
+    kind: str
+    name: str
+    spectral: SpectralSpec
+    latency_samples: int
+    stream_delay_samples: int
+    style_dim: int
+    states: tuple[StateSpec, ...]
+    styles: tuple[Style, ...]
+    parameters: tuple[Parameter, ...]
+    card: Card
+    golden: Golden
+    weight_count: int = field(default=0)
+
+    def style(self, style_id: str) -> Style:
+        """The style with this id (or label, ignoring case); StyleError with near matches if there is none."""
+        wanted = style_id.strip().casefold().replace(" ", "_").replace("-", "_")
+        for style in self.styles:
+            if wanted in (style.id.casefold(), style.label.casefold().replace(" ", "_")):
+                return style
+        ids = [style.id for style in self.styles]
+        near = get_close_matches(wanted, ids, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise StyleError(f"style '{style_id}' is not in model '{self.name}': {hint}it has {', '.join(ids)}")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked model file: its manifest and the very bytes that were checked."""
+
+    path: Path
+    manifest: Manifest
+    graph: bytes
+
+
+def read_bundle(path: Path | str) -> Bundle:
+    """Read and check a model file, from disk, in any thread; BundleError names what is wrong and what to do."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise BundleError(path, "file", "is not a regular file", "give the path of a .onnx model file")
+        if size > MAX_FILE_BYTES:
+            raise BundleError(path, "file", f"{size} bytes are above the limit of {MAX_FILE_BYTES}")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise BundleError(path, "file", "there is no such file", "check the path; 'restyle info' shows the shipped model") from None
+    except OSError as error:
+        raise BundleError(path, "file", f"cannot be read: {error.strerror}") from None
+    try:
+        outline = _read_outline(memoryview(data))
+    except _WireError as error:
+        raise BundleError(path, "file", f"is not a whole ONNX file: {error}", "copy or export it again") from None
+    _check_outline(path, outline)
+    text = outline.metadata.get(MANIFEST_KEY)
+    if text is None:
+        raise BundleError(path, "manifest", "is missing: an ONNX file, but not made by 'restyle export'")
+    manifest = _read_manifest(path, text)
+    _check_manifest(path, manifest)
+    _check_tensors(path, outline, manifest)
+    return Bundle(path, manifest, data)
+
+
+def _read_manifest(path: Path, text: bytes) -> Manifest:
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise BundleError(path, "manifest", f"{len(text)} bytes are above the limit of {MAX_MANIFEST_BYTES}")
+    try:
+        data = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise BundleError(path, "manifest", "is not JSON", "copy or export the file again") from None
+    if not isinstance(data, dict):
+        raise BundleError(path, "manifest", "is not a JSON object", "export the file again")
+    schema = data.get("schema")
+    if schema != SCHEMA_VERSION:
+        raise BundleError(
+            path,
+            "manifest.schema",
+            f"is {schema!r}, this version reads {SCHEMA_VERSION}",
+            "update restyle" if isinstance(schema, int) and schema > SCHEMA_VERSION else "export the model again",
+        )
+    try:
+        return dacite.from_dict(Manifest, data, dacite.Config(strict=True, cast=[tuple]))
+    except dacite.DaciteError as error:
+        raise BundleError(path, "manifest", str(error), "export the model again") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BundleError(path, "manifest", f"is malformed: {error}", "export the model again") from None
+
+
+def _check_manifest(path: Path, manifest: Manifest) -> None:
+    def need(condition: bool, field_name: str, problem: str) -> None:
+        if not condition:
+            raise BundleError(path, f"manifest.{field_name}", problem, "export the model again")
+
+    spec = manifest.spectral
+    need(manifest.kind in KINDS, "kind", f"'{manifest.kind}' is none of {', '.join(KINDS)}")
+    need(8_000 <= spec.sample_rate <= 192_000, "spectral.sample_rate", f"{spec.sample_rate} is outside 8000..192000 Hz")
+    need(spec.analysis_window_samples <= 65_536, "spectral.analysis_window_samples", "is above 65536")
+    need(
+        manifest.latency_samples == spec.latency_samples,
+        "latency_samples",
+        f"is {manifest.latency_samples}, hop and windows give {spec.latency_samples}",
+    )
+    need(
+        manifest.stream_delay_samples == spec.stream_delay_samples,
+        "stream_delay_samples",
+        f"is {manifest.stream_delay_samples}, hop and windows give {spec.stream_delay_samples}",
+    )
+    need(1 <= manifest.style_dim <= 4096, "style_dim", f"{manifest.style_dim} is outside 1..4096")
+    need(0 < len(manifest.styles) <= MAX_STYLES, "styles", f"{len(manifest.styles)} styles are outside 1..{MAX_STYLES}")
+    for names, field_name in (
+        ([s.id for s in manifest.styles], "styles.id"),
+        ([s.name for s in manifest.states], "states.name"),
+        ([p.id for p in manifest.parameters], "parameters.id"),
+    ):
+        need(len(set(names)) == len(names), field_name, "appears twice")
+        need(all(0 < len(name) <= 200 for name in names), field_name, "is empty or above 200 characters")
+    for i, style in enumerate(manifest.styles):
+        here = f"styles[{i}] ({style.id})"
+        need(
+            len(style.vector) == manifest.style_dim,
+            f"{here}.vector",
+            f"has {len(style.vector)} numbers, style_dim is {manifest.style_dim}",
+        )
+        need(all(math.isfinite(v) and abs(v) < 1e4 for v in style.vector), f"{here}.vector", "has a number that is no sane one")
+        need(-100.0 <= style.loudness_lufs <= 20.0, f"{here}.loudness_lufs", f"{style.loudness_lufs} is outside -100..20")
+        need(0 <= style.program <= 127, f"{here}.program", f"{style.program} is outside 0..127")
+    for parameter in manifest.parameters:
+        need(
+            math.isfinite(parameter.minimum)
+            and math.isfinite(parameter.maximum)
+            and parameter.minimum <= parameter.default <= parameter.maximum,
+            f"parameters.{parameter.id}",
+            "has a default outside its range",
+        )
+    for state in manifest.states:
+        need(
+            all(0 < size for size in state.shape) and math.prod(state.shape) <= 2**24,
+            f"states.{state.name}.shape",
+            f"{list(state.shape)} is empty or too large",
+        )
+    for name in ("audio", "audio_out"):
+        try:
+            samples = Golden.unpack(getattr(manifest.golden, name))
+        except (ValueError, zlib.error):
+            raise BundleError(path, f"manifest.golden.{name}", "cannot be decoded", "export the model again") from None
+        need(
+            len(samples) > 0 and len(samples) % spec.hop_samples == 0 and bool(np.isfinite(samples).all()),
+            f"golden.{name}",
+            "is not a whole number of hops of finite samples",
+        )
+
+
+def _check_outline(path: Path, outline: _Outline) -> None:
+    if outline.external_data:
+        raise BundleError(path, "graph", "keeps data in other files", "a model is one file; export it again")
+    strange = sorted(d for d in outline.domains if d not in ("", "ai.onnx"))
+    if strange:
+        raise BundleError(path, "graph", f"uses custom operators of {', '.join(map(repr, strange))}", "only standard ONNX is run")
+    if outline.subgraphs or outline.functions:
+        raise BundleError(path, "graph", "has subgraphs or functions, which a streaming model does not need")
+
+
+def _check_tensors(path: Path, outline: _Outline, manifest: Manifest) -> None:
+    """Every graph input and output against the manifest, before a buffer is made from either."""
+    hop = manifest.spectral.hop_samples
+    inputs: dict[str, tuple[int, ...]] = {"audio": (), "style": (manifest.style_dim,)}
+    outputs: dict[str, tuple[int, ...]] = {"audio_out": ()}
+    for state in manifest.states:
+        inputs[f"state.{state.name}"] = outputs[f"next.{state.name}"] = state.shape
+    for side, expected, found in (("input", inputs, outline.inputs), ("output", outputs, outline.outputs)):
+        for name in expected.keys() - found.keys():
+            raise BundleError(path, f"graph {side} '{name}'", "is missing", "export the model again")
+        for name in found.keys() - expected.keys():
+            raise BundleError(path, f"graph {side} '{name}'", "is not in the manifest", "export the model again")
+        for name, shape in expected.items():
+            elem_type, dims = found[name]
+            if elem_type != 1:
+                raise BundleError(path, f"graph {side} '{name}'", "is not float32")
+            rank = 2 if name in ("audio", "audio_out") else 1 + len(shape)
+            if len(dims) != rank or dims[0] is not None:
+                raise BundleError(path, f"graph {side} '{name}'", f"has shape {list(dims)}, needs [channels, ...] of rank {rank}")
+            if shape and dims[1:] != shape:
+                raise BundleError(path, f"graph {side} '{name}'", f"has shape {list(dims[1:])}, the manifest says {list(shape)}")
+            if name == "audio" and dims[1] not in (None, hop):
+                raise BundleError(path, f"graph input '{name}'", f"takes {dims[1]} samples, not multiples of the hop of {hop}")
+
+
+@dataclass
+class _Outline:
+    """What the checks need of an ONNX file."""
+
+    metadata: dict[str, bytes]
+    domains: set[str]
+    inputs: dict[str, tuple[int, tuple[int | None, ...]]]
+    outputs: dict[str, tuple[int, tuple[int | None, ...]]]
+    external_data: bool = False
+    subgraphs: bool = False
+    functions: bool = False
+
+
+class _WireError(ValueError):
+    pass
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            raise _WireError("it ends in the middle of a number")
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise _WireError("a number is too long")
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(field number, value) of one protocol-buffer message; values are numbers or slices, never copies."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, at = _varint(data, at)
+            yield number, value
+            continue
+        if wire == 2:
+            size, at = _varint(data, at)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise _WireError(f"unknown wire type {wire}")
+        if number == 0 or at + size > len(data):
+            raise _WireError("it is cut short")
+        yield number, data[at : at + size]
+        at += size
+
+
+def _messages(data: memoryview, number: int) -> Iterator[memoryview]:
+    for found, value in _fields(data):
+        if found == number:
+            if not isinstance(value, memoryview):
+                raise _WireError(f"field {number} has the wrong type")
+            yield value
+
+
+def _text(data: memoryview, number: int) -> str:
+    return next((bytes(v).decode("utf-8", "replace") for v in _messages(data, number)), "")
+
+
+def _read_outline(data: memoryview) -> _Outline:
+    outline = _Outline({}, set(), {}, {})
+    graphs: list[memoryview] = []
+    for number, value in _fields(data):
+        if number in (7, 8, 14, 25) and not isinstance(value, memoryview):
+            raise _WireError(f"field {number} has the wrong type")
+        if number == 7:
+            graphs.append(value)  # pyright: ignore[reportArgumentType]
+        elif number == 8:
+            outline.domains.add(_text(value, 1))  # pyright: ignore[reportArgumentType]
+        elif number == 14:
+            outline.metadata[_text(value, 1)] = next((bytes(v) for v in _messages(value, 2)), b"")  # pyright: ignore[reportArgumentType]
+        elif number == 25:
+            outline.functions = True
+    if len(graphs) != 1:
+        raise _WireError("it has no graph" if not graphs else "it has several graphs")
+    for number, value in _fields(graphs[0]):
+        if not isinstance(value, memoryview):
+            continue
+        if number == 1:
+            _read_node(value, outline)
+        elif number == 5:
+            _read_tensor(value, outline)
+        elif number == 15:
+            raise _WireError("it has sparse tensors")
+        elif number in (11, 12):
+            name, elem_type, dims = _read_value_info(value)
+            (outline.inputs if number == 11 else outline.outputs)[name] = (elem_type, dims)
+    return outline
+
+
+def _read_node(node: memoryview, outline: _Outline) -> None:
+    outline.domains.add(_text(node, 7))
+    for attribute in _messages(node, 5):
+        for number, value in _fields(attribute):
+            if number in (5, 10) and isinstance(value, memoryview):
+                _read_tensor(value, outline)
+            elif number in (6, 11):
+                outline.subgraphs = True
+
+
+def _read_tensor(tensor: memoryview, outline: _Outline) -> None:
+    for number, value in _fields(tensor):
+        if number == 13 or (number == 14 and value != 0):
+            outline.external_data = True
+
+
+def _read_value_info(info: memoryview) -> tuple[str, int, tuple[int | None, ...]]:
+    elem_type, dims = 0, []
+    for kind in _messages(info, 2):
+        for tensor in _messages(kind, 1):
+            for number, value in _fields(tensor):
+                if number == 1 and isinstance(value, int):
+                    elem_type = value
+                elif number == 2 and isinstance(value, memoryview):
+                    for dim in _messages(value, 1):
+                        sizes = [v for n, v in _fields(dim) if n == 1 and isinstance(v, int)]
+                        dims.append(sizes[0] if sizes else None)
+    return _text(info, 1), elem_type, tuple(dims)
+
+
+def blend_vectors(styles: Sequence[Style], weights: Sequence[float]) -> NDArray[np.float32]:
+    """Weighted mean [style_dim] of style vectors; weights need not add up to one."""
+    total = float(sum(weights)) or 1.0
+    vectors = np.array([style.vector for style in styles], dtype=np.float64)
+    return (np.asarray(weights, dtype=np.float64) / total @ vectors).astype(np.float32)
+
+
+def manifest_from_dict(data: dict[str, Any]) -> Manifest:
+    """A manifest from plain data, checked as a file's would be; for writers and tests."""
+    return _read_manifest(Path("<memory>"), json.dumps(data).encode())

@@ -1,0 +1,173 @@
+"""What a performer can move: parameters, the style mix, and the snapshot that the engine takes once a hop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime.bundle import Manifest, Parameter, Style, StyleError, blend_vectors
+
+TARGET_LOUDNESS_LUFS = -20.0
+MAX_LEVEL_MATCH_DB = 18.0
+
+PARAMETERS: tuple[Parameter, ...] = (
+    Parameter("dry_wet", "Dry/wet", 0.0, 1.0, 1.0, "ratio"),
+    Parameter("input_gain_db", "Input gain", -24.0, 24.0, 0.0, "dB"),
+    Parameter("output_gain_db", "Output gain", -60.0, 12.0, 0.0, "dB"),
+    Parameter("morph", "Morph to the second style", 0.0, 1.0, 0.0, "ratio"),
+)
+"""The engine's parameters, with the ranges that a manifest may narrow or widen."""
+
+
+def db_to_gain(gain_db: float) -> float:
+    """Amplitude factor for a level in dB."""
+    return 10.0 ** (gain_db / 20.0)
+
+
+@dataclass(frozen=True)
+class Controls:
+    """One immutable snapshot: style vector [style_dim], level match of that mix, and the mix and gain controls."""
+
+    style: NDArray[np.float32]
+    level_gain_db: float = 0.0
+    dry_wet: float = 1.0
+    input_gain_db: float = 0.0
+    output_gain_db: float = 0.0
+
+    def pack(self) -> NDArray[np.float64]:
+        """As numbers for a mailbox, [4 + style_dim]."""
+        head = (self.level_gain_db, self.dry_wet, self.input_gain_db, self.output_gain_db)
+        return np.concatenate([head, self.style]).astype(np.float64)
+
+    @classmethod
+    def unpack(cls, values: NDArray[np.float64]) -> Controls:
+        level, dry_wet, input_gain, output_gain = values[:4].tolist()
+        return cls(values[4:].astype(np.float32), level, dry_wet, input_gain, output_gain)
+
+
+def level_gain_db(loudness_lufs: float) -> float:
+    """Gain that brings a style of this loudness to the common level, within sane bounds."""
+    return min(MAX_LEVEL_MATCH_DB, max(-MAX_LEVEL_MATCH_DB, TARGET_LOUDNESS_LUFS - loudness_lufs))
+
+
+def mix_controls(mix: dict[Style, float], values: dict[str, float]) -> Controls:
+    """Controls for a weighted mix of styles and parameter values by id."""
+    styles, weights = list(mix), list(mix.values())
+    total = sum(weights)
+    level = sum(w * level_gain_db(s.loudness_lufs) for s, w in mix.items()) / total
+    return Controls(
+        blend_vectors(styles, weights),
+        level,
+        values["dry_wet"],
+        values["input_gain_db"],
+        values["output_gain_db"],
+    )
+
+
+class Performer:
+    """The state of a performance: selected style, morph target, held notes, parameters. One thread at a time.
+
+    Held notes blend their styles, weighted by velocity, and take the place of the selected style until they are
+    released (the sustain pedal holds them). With no note held, ``morph`` moves from the selected style to the second.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.parameters = {p.id: p for p in (*PARAMETERS, *manifest.parameters)}
+        self.values = {p.id: p.default for p in self.parameters.values()}
+        self.selected = manifest.styles[0]
+        self.second = manifest.styles[1 % len(manifest.styles)]
+        self.held: dict[int, tuple[Style, int]] = {}
+        self._sustained: set[int] = set()
+        self._pedal = False
+
+    def select(self, style_id: str) -> None:
+        """Select a style by id; StyleError if the model does not have it."""
+        self.selected = self.manifest.style(style_id)
+
+    def select_second(self, style_id: str) -> None:
+        """Choose the style that ``morph`` moves to."""
+        self.second = self.manifest.style(style_id)
+
+    def style_of_program(self, program: int) -> Style | None:
+        """The style that a MIDI program selects: its own program number, else its place in the file."""
+        for style in self.manifest.styles:
+            if style.program == program:
+                return style
+        return self.manifest.styles[program] if program < len(self.manifest.styles) else None
+
+    def hold(self, note: int, style: Style, velocity: int) -> None:
+        """A note is held: its style joins the mix with weight ``velocity`` (1..127)."""
+        self.held[note] = (style, velocity)
+        self._sustained.discard(note)
+
+    def release(self, note: int) -> None:
+        if self._pedal and note in self.held:
+            self._sustained.add(note)
+        else:
+            self.held.pop(note, None)
+
+    def pedal(self, down: bool) -> None:
+        """The sustain pedal: notes released while it is down stay in the mix until it is up."""
+        self._pedal = down
+        if not down:
+            for note in self._sustained:
+                self.held.pop(note, None)
+            self._sustained.clear()
+
+    def release_all(self) -> None:
+        self.held.clear()
+        self._sustained.clear()
+
+    def set(self, parameter_id: str, value: float) -> None:
+        """Set a parameter, clipped to its range; NaN is ignored."""
+        parameter = self.parameters.get(parameter_id)
+        if parameter is None:
+            raise ValueError(f"parameter '{parameter_id}' is none of {', '.join(self.parameters)}")
+        if not math.isnan(value):
+            self.values[parameter_id] = min(parameter.maximum, max(parameter.minimum, value))
+
+    def mix(self) -> dict[Style, float]:
+        """The style mix that sounds now; weights add up to one."""
+        if self.held:
+            held = list(self.held.values())
+            total = sum(velocity for _, velocity in held)
+            weights: dict[Style, float] = {}
+            for style, velocity in held:
+                weights[style] = weights.get(style, 0.0) + velocity / total
+            return weights
+        morph = self.values["morph"]
+        if morph <= 0.0 or self.second == self.selected:
+            return {self.selected: 1.0}
+        if morph >= 1.0:
+            return {self.second: 1.0}
+        return {self.selected: 1.0 - morph, self.second: morph}
+
+    def controls(self) -> Controls:
+        """The snapshot that the engine takes."""
+        return mix_controls(self.mix(), self.values)
+
+
+def parse_mix(manifest: Manifest, text: str) -> dict[Style, float]:
+    """``violin`` or ``violin=0.7,choir=0.3`` -> mix; StyleError names what is wrong."""
+    mix: dict[Style, float] = {}
+    for part in text.split(","):
+        name, _, weight_text = part.partition("=")
+        try:
+            weight = float(weight_text) if weight_text else 1.0
+        except ValueError:
+            weight = math.nan
+        if not (weight > 0.0 and math.isfinite(weight)):
+            raise StyleError(f"style mix '{text}': weight '{weight_text}' of '{name}' is not a number above zero")
+        mix[manifest.style(name)] = weight
+    total = sum(mix.values())
+    return {style: weight / total for style, weight in mix.items()}
+
+
+def with_style(controls: Controls, mix: dict[Style, float]) -> Controls:
+    """The same controls with another style mix."""
+    mixed = mix_controls(mix, {"dry_wet": 0.0, "input_gain_db": 0.0, "output_gain_db": 0.0})
+    return replace(controls, style=mixed.style, level_gain_db=mixed.level_gain_db)

@@ -1,0 +1,79 @@
+"""Short-time spectral geometry and the latency that follows from it.
+
+Pure arithmetic and numpy, shared by training, export and the engine so that all three run one geometry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class SpectralSpec:
+    """Hop, windows and rate of a streaming analysis and synthesis.
+
+    The analysis window looks far back and ends on the newest sample; only the synthesis window, which covers the
+    last part of it, delays. Asymmetric windows after Mauler and Martin, "A low delay, variable resolution, perfect
+    reconstruction spectral analysis-synthesis system", EUSIPCO 2007.
+    """
+
+    sample_rate: int = 48_000
+    hop_samples: int = 128
+    analysis_window_samples: int = 1024
+    synthesis_window_samples: int = 256
+
+    def __post_init__(self) -> None:
+        for field in ("sample_rate", "hop_samples", "analysis_window_samples", "synthesis_window_samples"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"{field}: must be above zero, got {getattr(self, field)}")
+        if self.synthesis_window_samples != 2 * self.hop_samples:
+            raise ValueError(
+                f"synthesis_window_samples: must be twice hop_samples ({2 * self.hop_samples}), "
+                f"got {self.synthesis_window_samples}"
+            )
+        if self.analysis_window_samples % self.hop_samples:
+            raise ValueError(
+                f"analysis_window_samples: must be a multiple of hop_samples ({self.hop_samples}), "
+                f"got {self.analysis_window_samples}"
+            )
+        if self.analysis_window_samples < self.synthesis_window_samples:
+            raise ValueError(
+                f"analysis_window_samples: must be at least synthesis_window_samples "
+                f"({self.synthesis_window_samples}), got {self.analysis_window_samples}"
+            )
+
+    @property
+    def hop_seconds(self) -> float:
+        return self.hop_samples / self.sample_rate
+
+    @property
+    def stream_delay_samples(self) -> int:
+        """Sample i of the output stream is sample i minus this of the input stream, chunk in against chunk out."""
+        return self.synthesis_window_samples - self.hop_samples
+
+    @property
+    def latency_samples(self) -> int:
+        """Algorithmic latency: a hop must be full before it is computed, then the synthesis window overlaps."""
+        return self.hop_samples + self.stream_delay_samples
+
+    def windows(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Analysis [analysis_window_samples] and synthesis [synthesis_window_samples] windows.
+
+        Their product over the synthesis span is a periodic Hann window, so overlap-add at one hop gives back the
+        input exactly when nothing is changed in between.
+        """
+        hop = self.hop_samples
+        rise = self.analysis_window_samples - hop
+        analysis = np.concatenate(
+            [
+                np.sin(0.5 * np.pi * (np.arange(rise) + 0.5) / rise),
+                np.cos(0.5 * np.pi * (np.arange(hop) + 0.5) / hop),
+            ]
+        )
+        span = 2 * hop
+        hann = np.sin(np.pi * (np.arange(span) + 0.5) / span) ** 2
+        synthesis = hann / analysis[-span:]
+        return analysis, synthesis

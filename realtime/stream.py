@@ -1,0 +1,141 @@
+"""One ONNX graph, its states on the device, one step at a time."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from realtime.bundle import Bundle, BundleError
+
+logger = logging.getLogger(__name__)
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+class ProviderError(RuntimeError):
+    """A provider that was asked for and does not run; the text says why and what to do."""
+
+
+def make_session(graph: bytes, provider: str = "cpu") -> ort.InferenceSession:
+    """A session that really runs on ``provider``, or ProviderError; one intra-op thread on the CPU.
+
+    onnxruntime falls back to the CPU without an exception, so the session's own list is compared afterwards.
+    """
+    if provider not in PROVIDERS:
+        raise ProviderError(f"provider '{provider}' is none of {', '.join(PROVIDERS)}")
+    wanted = PROVIDERS[provider]
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if provider == "cpu":
+        return ort.InferenceSession(graph, options, providers=[wanted])
+    remedy = "install the GPU libraries with: pip install 'restyle[cuda]', check the driver, or use --provider cpu"
+    if wanted not in ort.get_available_providers():
+        raise ProviderError(f"provider '{provider}' is not in this onnxruntime; {remedy}")
+    chain: list[str] = [wanted] if provider == "cuda" else [wanted, PROVIDERS["cuda"]]
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(graph, options, providers=chain)
+    except Exception as error:
+        raise ProviderError(f"provider '{provider}' cannot run this model: {error}; {remedy}") from None
+    if session.get_providers()[0] != wanted:
+        raise ProviderError(f"provider '{provider}' was asked for, but onnxruntime fell back to the CPU; {remedy}")
+    return session
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """One of two bindings: states are read from one set of buffers and written to the other."""
+
+    binding: ort.IOBinding
+    outputs: list[ort.OrtValue]
+
+
+class Stream:
+    """A model in motion: ``step`` a fixed number of hops, ``reset`` to silence. Not for two threads at a time.
+
+    ``channels`` rows run side by side, independent of each other. Audio crosses to the device once and comes back
+    once; states stay there, in two sets of buffers that take turns.
+    """
+
+    def __init__(self, bundle: Bundle, channels: int = 1, hops_per_step: int = 1, provider: str = "cpu") -> None:
+        if channels < 1 or hops_per_step < 1:
+            raise ValueError(f"channels and hops_per_step: must be at least 1, got {channels} and {hops_per_step}")
+        manifest = bundle.manifest
+        if manifest.kind != "transfer":
+            raise BundleError(bundle.path, "manifest.kind", f"'{manifest.kind}' does not turn audio into audio")
+        self.manifest, self.channels, self.provider = manifest, channels, provider
+        self.step_samples = hops_per_step * manifest.spectral.hop_samples
+        try:
+            self.session = make_session(bundle.graph, provider)
+        except ProviderError:
+            raise
+        except Exception as error:
+            raise BundleError(bundle.path, "graph", f"onnxruntime refuses it: {error}") from None
+        self.audio: NDArray[np.float32] = np.zeros((channels, self.step_samples), np.float32)
+        """Input of the next step [channels, step_samples]; write here."""
+        self.style: NDArray[np.float32] = np.zeros((channels, manifest.style_dim), np.float32)
+        """Style of the next step [channels, style_dim]; write here."""
+        self.audio_out: NDArray[np.float32] = np.zeros((channels, self.step_samples), np.float32)
+        """Output of the last step [channels, step_samples]."""
+        self._on_device = provider != "cpu"
+        device = "cuda" if self._on_device else "cpu"
+        shapes = {state.name: (channels, *state.shape) for state in manifest.states}
+        self._zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        self._buffers = [
+            {name: ort.OrtValue.ortvalue_from_numpy(zeros.copy(), device, 0) for name, zeros in self._zeros.items()}
+            for _ in range(2)
+        ]
+        self._inputs = {
+            "audio": ort.OrtValue.ortvalue_from_numpy(self.audio, device, 0),
+            "style": ort.OrtValue.ortvalue_from_numpy(self.style, device, 0),
+        }
+        self._directions = [self._bind(self._buffers[i], self._buffers[1 - i]) for i in range(2)]
+        self._turn = 0
+        self._run_options = ort.RunOptions()
+
+    def _bind(self, source: dict[str, ort.OrtValue], target: dict[str, ort.OrtValue]) -> _Direction:
+        binding = self.session.io_binding()
+        for name, array in (("audio", self.audio), ("style", self.style)):
+            if self._on_device:
+                binding.bind_ortvalue_input(name, self._inputs[name])
+            else:
+                binding.bind_input(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        out = self.audio_out
+        binding.bind_output("audio_out", "cpu", 0, np.float32, out.shape, out.ctypes.data)
+        for name in source:
+            binding.bind_ortvalue_input(f"state.{name}", source[name])
+            binding.bind_ortvalue_output(f"next.{name}", target[name])
+        return _Direction(binding, [target[name] for name in target])
+
+    def step(self) -> NDArray[np.float32]:
+        """Run ``self.audio`` under ``self.style``; returns ``self.audio_out``, valid until the next step."""
+        if self._on_device:
+            self._inputs["audio"].update_inplace(self.audio)
+            self._inputs["style"].update_inplace(self.style)
+        self.session.run_with_iobinding(self._directions[self._turn].binding, self._run_options)
+        self._turn = 1 - self._turn
+        return self.audio_out
+
+    def reset(self) -> None:
+        """Back to silence: every state to zeros."""
+        for name, zeros in self._zeros.items():
+            self._buffers[self._turn][name].update_inplace(zeros)
+        self.audio_out[:] = 0.0
+
+    def warm_up(self, steps: int = 20) -> None:
+        """Run silence so that first-call work is done before the first note, then reset."""
+        self.audio[:] = 0.0
+        for _ in range(steps):
+            self.step()
+        self.reset()

@@ -1,0 +1,135 @@
+"""Checkpoints: written whole or not at all, read without trusting them, and complete enough to export from.
+
+Beside Lightning's own entries a checkpoint holds ``restyle``: plain values only, with the recipe, the styles in the
+order of the style table, the recordings of each split with their hashes, steps, wall time, metrics and versions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from training.models.generator import Generator
+from training.recipe import Recipe, RecipeError, recipe_from_dict
+
+CHECKPOINT_KEY = "restyle"
+CHECKPOINT_FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged, foreign or of another recipe; the text names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What export needs. ``style_vectors`` [styles, style_dim] in the order of ``recipe.style``."""
+
+    generator: Generator  # in evaluation mode, on the CPU; averaged weights where the run averaged
+    style_vectors: Tensor
+    recipe: Recipe
+    card: dict[str, Any]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Saves under a temporary name, then renames: a process killed at any moment leaves the last whole file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        del storage_options
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, **_: Any) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The whole checkpoint as plain values and tensors on the CPU. Raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint; train first, or check the path")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged and foreign files
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}); it is damaged or not a checkpoint: "
+            "use another one, or train again with --fresh"
+        ) from error
+    card = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(card, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path}: holds no '{CHECKPOINT_KEY}' entry; it was not written by 'restyle train'")
+    if card.get("format") != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"{path}: format: is {card.get('format')}, this version reads {CHECKPOINT_FORMAT}; "
+            "use the version that wrote it, or train again"
+        )
+    return checkpoint
+
+
+def changed_fields(then: Recipe, now: Recipe) -> list[str]:
+    """Fields that a resumed run may not change, as 'field: old -> new'."""
+    changed = [] if then.objective == now.objective else [f"objective: {then.objective} -> {now.objective}"]
+    for section in ("spectral", "model"):
+        old, new = getattr(then, section), getattr(now, section)
+        changed += [
+            f"{section}.{item.name}: {getattr(old, item.name)} -> {getattr(new, item.name)}"
+            for item in dataclasses.fields(old)
+            if getattr(old, item.name) != getattr(new, item.name)
+        ]
+    old_ids, new_ids = [item.id for item in then.style], [item.id for item in now.style]
+    if old_ids != new_ids:
+        changed.append(f"style.id: {', '.join(old_ids)} -> {', '.join(new_ids)}")
+    if then.data.split_seed != now.data.split_seed:
+        changed.append(f"data.split_seed: {then.data.split_seed} -> {now.data.split_seed}")
+    if bool(then.trainer.average_decay) != bool(now.trainer.average_decay):
+        changed.append(f"trainer.average_decay: {then.trainer.average_decay} -> {now.trainer.average_decay}")
+    return changed
+
+
+def check_resumable(path: Path, recipe: Recipe) -> int:
+    """Steps done in the checkpoint that ``recipe`` wants to continue. Raises CheckpointError if it cannot."""
+    card = read_checkpoint(path)[CHECKPOINT_KEY]
+    try:
+        then = recipe_from_dict(card["recipe"], f"{path}: recipe")
+    except (RecipeError, KeyError) as error:
+        raise CheckpointError(f"{path}: its recipe cannot be read ({error}); start anew with --fresh") from error
+    changed = changed_fields(then, recipe)
+    if changed:
+        raise CheckpointError(
+            f"{path}: the recipe has changed since ({'; '.join(changed)}); "
+            "undo that, start anew with --fresh, or choose another --out"
+        )
+    return int(card["steps"])
+
+
+def load_for_export(path: Path) -> TrainedModel:
+    """The trained generator with everything that travels with it. Raises CheckpointError."""
+    checkpoint = read_checkpoint(path)
+    card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
+    prefix = "average_" if any(name.startswith("average_generator.") for name in state) else ""
+    try:
+        recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")
+        generator = Generator(recipe.spectral, recipe.model)
+        weights_from = f"{prefix}generator."
+        weights = {name.removeprefix(weights_from): t for name, t in state.items() if name.startswith(weights_from)}
+        generator.load_state_dict(weights)
+        vectors = state[f"{prefix}styles.weight"].detach().clone()
+    except (RecipeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
+    if vectors.shape != (len(recipe.style), recipe.model.style_dim):
+        raise CheckpointError(
+            f"{path}: styles: shape {tuple(vectors.shape)} does not fit {len(recipe.style)} styles of "
+            f"{recipe.model.style_dim} numbers; the file is damaged, train again"
+        )
+    return TrainedModel(generator.eval().requires_grad_(False), vectors, recipe, card)

@@ -1,0 +1,368 @@
+"""Folders of recordings -> styles: decoding once, a cache on disk, splits by recording, excerpts with sound in them.
+
+Identity is content: the SHA-256 of a file's bytes orders the split, and the SHA-256 of its decoded samples finds
+copies (a WAV and a FLAC of one take), so that no sound is ever in two splits, whatever the files are called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from training.recipe import DataConfig, StyleEntry
+
+log = logging.getLogger(__name__)
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf"})
+SPLITS = ("train", "validation", "test")
+CACHE_VERSION = 1
+
+
+class LibraryError(RuntimeError):
+    """A style without a single usable recording; the text names the folder and the remedy."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is not used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One decoded recording, mono at the library's rate, lying in the cache."""
+
+    path: Path  # as found
+    name: str  # relative to the style's folder
+    sha256: str  # of the file's bytes
+    audio_sha256: str  # of the decoded samples
+    cache_path: Path  # .npy float32 [samples]
+    samples: int
+    sample_rate: int
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.sample_rate
+
+    def audio(self) -> NDArray[np.float32]:
+        """The samples [samples], mapped from disk, read-only."""
+        return _mapped(str(self.cache_path))
+
+
+@lru_cache(maxsize=256)  # every map holds a file descriptor
+def _mapped(path: str) -> NDArray[np.float32]:
+    return np.load(path, mmap_mode="r")
+
+
+@dataclass(frozen=True)
+class StyleRecordings:
+    """The recordings of one style in three splits, none in two of them."""
+
+    id: str
+    folder: Path
+    train: tuple[Recording, ...]
+    validation: tuple[Recording, ...]
+    test: tuple[Recording, ...]
+
+    def split(self, name: str) -> tuple[Recording, ...]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
+
+
+@dataclass(frozen=True)
+class Library:
+    """All styles in the recipe's order, and what was left out."""
+
+    styles: tuple[StyleRecordings, ...]
+    skipped: tuple[Skipped, ...]
+    warnings: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for the model card: every recording of every split with its hashes."""
+        return {
+            style.id: {
+                split: [
+                    {
+                        "name": recording.name,
+                        "sha256": recording.sha256,
+                        "audio_sha256": recording.audio_sha256,
+                        "seconds": round(recording.seconds, 3),
+                    }
+                    for recording in style.split(split)
+                ]
+                for split in SPLITS
+            }
+            for style in self.styles
+        }
+
+
+def split_sizes(count: int) -> tuple[int, int, int]:
+    """How many of ``count`` recordings go to train, validation and test: 8:1:1.
+
+    From three on, each split has at least one; of two, one each to train and validation; one alone to train.
+    """
+    if count < 3:
+        return min(count, 1), max(count - 1, 0), 0
+    tenth = max(1, round(count / 10))
+    return count - 2 * tenth, tenth, tenth
+
+
+def split_recordings(
+    recordings: Sequence[Recording], seed: int
+) -> tuple[tuple[Recording, ...], tuple[Recording, ...], tuple[Recording, ...]]:
+    """Train, validation and test, decided by content and seed alone: file names and their order do not matter."""
+    ordered = sorted(recordings, key=lambda item: hashlib.sha256(f"{seed}:{item.sha256}".encode()).hexdigest())
+    _, validation, test = split_sizes(len(ordered))
+    return (
+        tuple(ordered[validation + test :]),
+        tuple(ordered[:validation]),
+        tuple(ordered[validation : validation + test]),
+    )
+
+
+def read_mono(path: Path, sample_rate: int) -> NDArray[np.float32]:
+    """Decode, mix to mono by the mean, resample with soxr's HQ setting: [samples]. ValueError says what is wrong."""
+    try:
+        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, ValueError) as error:
+        raise ValueError(f"cannot be decoded: {error}") from error
+    if audio.shape[0] == 0:
+        raise ValueError("is empty")
+    if not np.isfinite(audio).all():
+        raise ValueError("holds samples that are not numbers (NaN or infinity)")
+    mono = audio.mean(axis=1)
+    if rate != sample_rate:
+        mono = soxr.resample(mono, rate, sample_rate, quality="HQ")
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    """Write to a temporary name, then rename: readers and other processes never see half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
+    write(temporary)
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    sha256: str
+    audio_sha256: str
+    samples: int
+    level_dbfs: float  # loudest tenth of a second
+    problem: str = ""
+
+
+class RecordingCache:
+    """Decoded recordings on disk, by content hash and rate; an index by path, size and time spares hashing again."""
+
+    def __init__(self, folder: Path, sample_rate: int) -> None:
+        self.folder, self.sample_rate = folder, sample_rate
+        folder.mkdir(parents=True, exist_ok=True)
+        self._index_path = folder / f"index-{sample_rate}.json"
+        self._index: dict[str, list[Any]] = {}
+        try:
+            stored = json.loads(self._index_path.read_text(encoding="utf-8"))
+            if stored.get("version") == CACHE_VERSION:
+                self._index = stored["files"]
+        except (OSError, ValueError, KeyError, AttributeError):
+            log.debug("no usable cache index at %s", self._index_path)
+
+    def audio_path(self, sha256: str) -> Path:
+        return self.folder / f"{sha256[:40]}-{self.sample_rate}.npy"
+
+    def decode(self, path: Path) -> _Decoded:
+        """Decode into the cache, or find it there."""
+        try:
+            status = path.stat()
+            key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+            entry = self._index.get(key)
+            if entry is not None:
+                known = _Decoded(*entry)
+                if self.audio_path(known.sha256).is_file():
+                    return known
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            audio = read_mono(path, self.sample_rate)
+        except (OSError, ValueError) as error:
+            return _Decoded("", "", 0, -np.inf, str(error))
+        target = self.audio_path(sha256)
+        _replace(target, lambda temporary: np.save(temporary, audio))
+        result = _Decoded(sha256, hashlib.sha256(audio.tobytes()).hexdigest(), len(audio), loudest_dbfs(audio, self))
+        self._index[key] = [result.sha256, result.audio_sha256, result.samples, result.level_dbfs]
+        return result
+
+    def save_index(self) -> None:
+        text = json.dumps({"version": CACHE_VERSION, "files": self._index})
+        _replace(self._index_path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+
+def loudest_dbfs(audio: NDArray[np.float32], cache: RecordingCache | int) -> float:
+    """Highest root-mean-square level over blocks of a tenth of a second, in dBFS; -200 for silence."""
+    rate = cache if isinstance(cache, int) else cache.sample_rate
+    block = max(1, min(len(audio), rate // 10))
+    whole = audio[: len(audio) // block * block].reshape(-1, block)
+    power = float(np.square(whole, dtype=np.float64).mean(axis=1).max())
+    return 10.0 * float(np.log10(max(power, 1e-20)))
+
+
+def find_audio(folder: Path) -> list[Path]:
+    """All audio files below a folder, in a fixed order; hidden ones are passed over."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
+
+
+def load_library(
+    entries: Sequence[StyleEntry],
+    data_folder: Path,
+    config: DataConfig,
+    sample_rate: int,
+    cache_folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Library:
+    """Decode, check and split the recordings of every style.
+
+    ``progress`` is told (files done, files in all). Raises LibraryError for a style without a usable recording.
+    """
+    files: list[tuple[StyleEntry, Path, Path]] = []
+    for entry in entries:
+        folder = data_folder / entry.folder
+        if not folder.is_dir():
+            raise LibraryError(
+                f"style '{entry.id}': there is no folder {folder}; create it, or point --data at its parent"
+            )
+        found = find_audio(folder)
+        if not found:
+            raise LibraryError(
+                f"style '{entry.id}': no recordings in {folder}; put files there ({', '.join(sorted(AUDIO_SUFFIXES))})"
+            )
+        files += [(entry, folder, path) for path in found]
+
+    cache = RecordingCache(cache_folder, sample_rate)
+    decoded: list[_Decoded] = []
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for result in pool.map(cache.decode, [path for _, _, path in files]):
+            decoded.append(result)
+            if progress is not None:
+                progress(len(decoded), len(files))
+    cache.save_index()
+
+    skipped: list[Skipped] = []
+    usable: dict[str, list[Recording]] = {entry.id: [] for entry in entries}
+    first_seen: dict[str, Path] = {}
+    for (entry, folder, path), result in zip(files, decoded, strict=True):
+        seconds = result.samples / sample_rate
+        if result.problem:
+            reason = result.problem
+        elif seconds < config.minimum_seconds:
+            reason = f"is too short ({seconds:.3f} s, at least {config.minimum_seconds:g} s are needed)"
+        elif result.level_dbfs < config.audible_dbfs:
+            reason = f"is silent (never above {config.audible_dbfs:g} dBFS)"
+        elif result.audio_sha256 in first_seen:
+            reason = f"is a copy of {first_seen[result.audio_sha256]}"
+        else:
+            first_seen[result.audio_sha256] = path
+            usable[entry.id].append(
+                Recording(
+                    path=path,
+                    name=path.relative_to(folder).as_posix(),
+                    sha256=result.sha256,
+                    audio_sha256=result.audio_sha256,
+                    cache_path=cache.audio_path(result.sha256),
+                    samples=result.samples,
+                    sample_rate=sample_rate,
+                )
+            )
+            continue
+        skipped.append(Skipped(path, reason))
+        log.info("skipped %s: %s", path, reason)
+
+    styles: list[StyleRecordings] = []
+    warnings: list[str] = []
+    for entry in entries:
+        folder, recordings = data_folder / entry.folder, usable[entry.id]
+        if not recordings:
+            reasons = [f"{item.path.name} {item.reason}" for item in skipped if folder in item.path.parents]
+            raise LibraryError(
+                f"style '{entry.id}': none of the recordings in {folder} can be used "
+                f"({'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''}); "
+                "replace them with sound recordings of this style alone"
+            )
+        if len(recordings) < 3:
+            missing = "validation and test splits are" if len(recordings) == 1 else "test split is"
+            warnings.append(
+                f"style '{entry.id}': only {len(recordings)} usable recording(s), so its {missing} empty; "
+                "add recordings to have figures for it"
+            )
+        styles.append(StyleRecordings(entry.id, folder, *split_recordings(recordings, config.split_seed)))
+    return Library(tuple(styles), tuple(skipped), tuple(warnings))
+
+
+class ExcerptSampler:
+    """Draws stretches of sound of one style, of any length, reproducibly."""
+
+    def __init__(self, recordings: Sequence[Recording], config: DataConfig) -> None:
+        assert recordings
+        self.recordings, self.config = tuple(recordings), config
+        seconds = np.array([item.seconds for item in recordings])
+        self._weights = seconds / seconds.sum()
+
+    def draw(self, samples: int, random: np.random.Generator) -> NDArray[np.float32]:
+        """[samples] of this style: pieces of recordings, joined by crossfades or short gaps. Never all silent."""
+        rate = self.recordings[0].sample_rate
+        config = self.config
+        fade = max(2, round(config.fade_seconds * rate))
+        rise = np.sin(0.5 * np.pi * (np.arange(fade, dtype=np.float32) + 0.5) / fade)
+        out = np.zeros(samples, dtype=np.float32)
+        position = 0
+        while position < samples:
+            wanted = round(random.uniform(*config.piece_seconds) * rate)
+            piece, from_onset = self._piece(wanted, random)
+            piece = piece.copy()
+            edge = min(fade, len(piece) // 2)
+            # An onset keeps its attack; a cut into the middle of a sound gets a soft edge.
+            if not from_onset:
+                piece[:edge] *= rise[:edge]
+            piece[-edge:] *= rise[:edge][::-1]
+            stop = min(position + len(piece), samples)
+            out[position:stop] += piece[: stop - position]
+            position += len(piece)
+            if random.uniform() < config.gap_chance:
+                position += round(random.uniform(*config.gap_seconds) * rate)
+            else:
+                position -= edge
+        return out
+
+    def _piece(self, wanted: int, random: np.random.Generator) -> tuple[NDArray[np.float32], bool]:
+        """Up to ``wanted`` samples with sound in them, and whether they start where their recording starts."""
+        best: NDArray[np.float32] | None = None
+        best_level, best_onset = -np.inf, False
+        for _ in range(8):
+            recording = self.recordings[random.choice(len(self.recordings), p=self._weights)]
+            audio = recording.audio()
+            last = max(0, len(audio) - wanted)
+            onset = last == 0 or (recording.seconds <= self.config.note_seconds and random.uniform() < 0.5)
+            start = 0 if onset else int(random.integers(0, last + 1))
+            piece = np.asarray(audio[start : start + wanted])
+            level = 10.0 * np.log10(max(float(np.square(piece).mean()), 1e-20))
+            if level > best_level:
+                best, best_level, best_onset = piece, level, start == 0
+            if level >= self.config.audible_dbfs:
+                break
+        assert best is not None
+        return best, best_onset

@@ -1,0 +1,116 @@
+"""Losses: each a function of prediction and target, with one value per item of the batch and its source.
+
+Magnitudes are scaled so that a sine of amplitude 1 has magnitude 0.5 at every FFT size; one floor then serves all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from training.recipe import LossConfig
+
+MAGNITUDE_FLOOR = 1e-5  # -94 dB below a full-scale sine
+CONVERGENCE_FLOOR = 1e-4  # root mean square over all bins; a full-scale sine has about 0.03
+
+
+def stft_magnitude(audio: Tensor, fft_size: int, window: Tensor) -> Tensor:
+    """audio [batch, samples] -> magnitudes [batch, bins, frames]; hop is a quarter of ``fft_size``."""
+    spectrum = torch.stft(
+        audio, fft_size, fft_size // 4, window=window, center=True, pad_mode="constant", return_complex=True
+    )
+    # The square root of a floored power has a gradient everywhere, the absolute value has none at zero.
+    power = spectrum.real.square() + spectrum.imag.square()
+    return (power / window.sum().square()).clamp_min(MAGNITUDE_FLOOR**2).sqrt()
+
+
+def spectral_convergence(predicted: Tensor, target: Tensor) -> Tensor:
+    """Frobenius norm of the difference over that of the target: magnitudes [batch, bins, frames] -> [batch].
+
+    Arik, Jun and Diamos, "Fast spectrogram inversion using multi-head convolutional neural networks", 2018, eq. 3;
+    used at several resolutions by Yamamoto, Song and Kim, "Parallel WaveGAN", 2020, eq. 6.
+    """
+    difference = torch.linalg.vector_norm(predicted - target, dim=(1, 2))
+    size = torch.linalg.vector_norm(target, dim=(1, 2))
+    # Without this floor an almost silent target would outweigh everything else.
+    return difference / size.clamp_min(CONVERGENCE_FLOOR * (target.shape[1] * target.shape[2]) ** 0.5)
+
+
+def log_l1(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of natural logs: magnitudes above zero [batch, bins, frames] -> [batch].
+
+    Yamamoto, Song and Kim, "Parallel WaveGAN", 2020, eq. 7. On mel bands: Kong, Kim and Bae, "HiFi-GAN", 2020, eq. 5,
+    over several scales as Kumar et al., "High-fidelity audio compression with improved RVQGAN", 2023, section 3.4.
+    """
+    return (predicted.log() - target.log()).abs().mean(dim=(1, 2))
+
+
+def mel_magnitude(magnitude: Tensor, matrix: Tensor) -> Tensor:
+    """Magnitudes [batch, bins, frames] and ``matrix`` [bands, bins] -> [batch, bands, frames], floored."""
+    return torch.matmul(matrix, magnitude).clamp_min(MAGNITUDE_FLOOR)
+
+
+def level_l1(predicted: Tensor, target: Tensor, sample_rate: int) -> Tensor:
+    """Mean absolute difference of short-term levels in natural log units: audio [batch, samples] -> [batch].
+
+    Root mean square over 50 ms, every 25 ms, floored at -80 dBFS: loudness of the playing, whatever the timbre.
+    Level over time as a loss: Engel et al., "DDSP", 2020, section 4, compares loudness in the same way.
+    """
+    size = max(2, round(0.05 * sample_rate))
+
+    def level(audio: Tensor) -> Tensor:
+        power = torch.nn.functional.avg_pool1d(audio.square()[:, None], size, size // 2)[:, 0]
+        return 0.5 * (power + 1e-8).log()
+
+    return (level(predicted) - level(target)).abs().mean(dim=1)
+
+
+@lru_cache
+def mel_matrix(sample_rate: int, fft_size: int, bands: int) -> Tensor:
+    """[bands, bins]: rows of triangles on the mel scale that each add up to one; empty bands are left out."""
+    import librosa
+
+    matrix = torch.tensor(librosa.filters.mel(sr=sample_rate, n_fft=fft_size, n_mels=bands, norm=None))
+    matrix = matrix[matrix.sum(dim=1) > 0]
+    return matrix / matrix.sum(dim=1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Weighted sum and each unweighted term, one value per item [batch]."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class SpectralLoss(nn.Module):
+    """The recipe's weighted sum, with one STFT per resolution shared by all terms that need it."""
+
+    def __init__(self, config: LossConfig, sample_rate: int) -> None:
+        super().__init__()
+        self.config, self.sample_rate = config, sample_rate
+        for size, bands in zip(config.fft_sizes, config.mel_band_counts, strict=True):
+            self.register_buffer(f"window{size}", torch.hann_window(size), persistent=False)
+            self.register_buffer(f"mel{size}", mel_matrix(sample_rate, size, bands), persistent=False)
+
+    def forward(self, predicted: Tensor, target: Tensor) -> LossTerms:
+        """audio [batch, samples], both -> one value per item and term."""
+        config = self.config
+        values: dict[str, list[Tensor]] = {"spectral_convergence": [], "log_magnitude": [], "log_mel": []}
+        for size in config.fft_sizes:
+            window, mel = self.get_buffer(f"window{size}"), self.get_buffer(f"mel{size}")
+            ours, theirs = stft_magnitude(predicted, size, window), stft_magnitude(target, size, window)
+            if config.spectral_convergence:
+                values["spectral_convergence"].append(spectral_convergence(ours, theirs))
+            if config.log_magnitude:
+                values["log_magnitude"].append(log_l1(ours, theirs))
+            if config.log_mel:
+                values["log_mel"].append(log_l1(mel_magnitude(ours, mel), mel_magnitude(theirs, mel)))
+        terms = {name: torch.stack(items).mean(dim=0) for name, items in values.items() if items}
+        if config.level:
+            terms["level"] = level_l1(predicted, target, self.sample_rate)
+        total = torch.stack([getattr(config, name) * value for name, value in terms.items()]).sum(dim=0)
+        return LossTerms(total, terms)

@@ -1,0 +1,225 @@
+"""The default objective: hide the style of a recording, learn to restore it, causally.
+
+Pairs come from unpaired recordings, so any folder of recordings is a style. What the model learns to answer a dull
+or distorted input with is what it later answers another instrument with.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import platform
+import time
+from typing import Any, NamedTuple
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+
+from training.augment import Pair, make_pair
+from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY
+from training.losses import LossTerms, SpectralLoss
+from training.models.generator import Generator
+from training.recipe import OptimiserConfig, Recipe
+
+
+class Batch(NamedTuple):
+    """Recordings as they are; the objective makes its pairs from them on the device."""
+
+    raw: Tensor  # [batch, raw samples], float32
+    style: Tensor  # [batch], row of the style table
+    seed: int  # of everything random that happens to this batch
+
+
+def on_device(state: Any, device: torch.device) -> Any:
+    """A copy of a state dataclass (nested or not) with its tensors on ``device``."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    return type(state)(
+        **{item.name: on_device(getattr(state, item.name), device) for item in dataclasses.fields(state)}
+    )
+
+
+def learning_rate_factor(step: int, steps: int, config: OptimiserConfig) -> float:
+    """Share of the full rate at ``step``: a straight rise, then half a cosine down to the final fraction."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    return config.final_fraction + (1.0 - config.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class RestoreObjective(LightningModule):
+    """Generator, table of style vectors, hiding and losses; optionally a moving average of the weights."""
+
+    def __init__(self, recipe: Recipe, card: dict[str, Any]) -> None:
+        """``card``: plain values for the model card that the recipe does not know (splits, hashes)."""
+        super().__init__()
+        self.recipe, self.card = recipe, card
+        self.generator = Generator(recipe.spectral, recipe.model)
+        self.styles = nn.Embedding(len(recipe.style), recipe.model.style_dim)  # starts as normal, variance 1
+        self.averaging = recipe.trainer.average_decay > 0
+        if self.averaging:
+            self.average_generator = copy.deepcopy(self.generator).requires_grad_(False)
+            self.average_styles = copy.deepcopy(self.styles).requires_grad_(False)
+        self.loss = SpectralLoss(recipe.loss, recipe.spectral.sample_rate)
+        self.metrics: dict[str, float] = {}
+        self._wall_seconds_before = 0.0
+        self._started = time.monotonic()
+        self._heard: list[tuple[Tensor, LossTerms, Tensor]] = []
+        self._media: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    # -- one pass -----------------------------------------------------------------------------------------------
+
+    def pair(self, batch: Batch, validation: bool = False) -> Pair:
+        """Input and target [batch, segment samples]; in validation nothing is left unchanged or silent."""
+        config = self.recipe.augment
+        if validation:
+            config = dataclasses.replace(config, identity_chance=0.0, silence_chance=0.0)
+        random = torch.Generator(device=batch.raw.device).manual_seed(batch.seed)
+        return make_pair(batch.raw, self.recipe.segment_samples, self.recipe.spectral.sample_rate, config, random)
+
+    def restore(self, audio: Tensor, style: Tensor, averaged: bool = False) -> Tensor:
+        """audio [batch, samples], style [batch] -> audio [batch, samples - latency], aligned to the input's start."""
+        generator = self.average_generator if averaged else self.generator
+        styles = self.average_styles if averaged else self.styles
+        state = on_device(generator.init_state(audio.shape[0]), audio.device)
+        answer, _ = generator(audio, styles(style), state)
+        return answer[:, generator.latency_samples :]
+
+    def judge(self, answer: Tensor, target: Tensor) -> LossTerms:
+        """Losses of an answer [batch, samples - latency] against the target [batch, samples]."""
+        return self.loss(answer, target[:, : answer.shape[1]])
+
+    # -- Lightning ----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        del batch_idx
+        pair = self.pair(batch)
+        result = self.judge(self.restore(pair.input, batch.style), pair.target)
+        size = len(batch.style)
+        total = result.total.mean()
+        self.log("train/loss", total, prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value.mean() for name, value in result.terms.items()}, batch_size=size)
+        return total
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.averaging:
+            # Short averages first, so that the start is forgotten.
+            step = self.global_step
+            decay = min(self.recipe.trainer.average_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for ours, theirs in (
+                    (self.average_generator, self.generator),
+                    (self.average_styles, self.styles),
+                ):
+                    for average, value in zip(ours.parameters(), theirs.parameters(), strict=True):
+                        average.lerp_(value.to(average.dtype), 1.0 - decay)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        del batch_idx
+        pair = self.pair(batch, validation=True)
+        answer = self.restore(pair.input, batch.style, averaged=self.averaging)
+        result = self.judge(answer, pair.target)
+        unchanged = self.judge(pair.input[:, : answer.shape[1]], pair.target).total
+        self._heard.append((batch.style, result, unchanged))
+        for row, style in enumerate(batch.style.tolist()):
+            if style not in self._media and len(self._media) < self.recipe.trainer.media_count:
+                self._media[style] = (pair.input[row].cpu(), answer[row].cpu(), pair.target[row].cpu())
+
+    def on_validation_epoch_end(self) -> None:
+        styles = torch.cat([style for style, _, _ in self._heard])
+        totals = torch.cat([result.total for _, result, _ in self._heard])
+        values = {"validation/loss": totals.mean()}
+        values["validation/unchanged"] = torch.cat([unchanged for _, _, unchanged in self._heard]).mean()
+        for name in self._heard[0][1].terms:
+            values[f"validation/{name}"] = torch.cat([result.terms[name] for _, result, _ in self._heard]).mean()
+        for row, style in enumerate(self.recipe.style):
+            if bool((styles == row).any()):
+                values[f"validation/style/{style.id}"] = totals[styles == row].mean()
+        self.log_dict(values, sync_dist=True)
+        self.log("validation_loss", values["validation/loss"], prog_bar=True, logger=False, sync_dist=True)
+        self.metrics = {name: round(float(value), 6) for name, value in values.items()}
+        self._show_media()
+        self._heard, self._media = [], {}
+
+    def configure_optimizers(self) -> Any:
+        config, steps = self.recipe.optimiser, self.recipe.trainer.steps
+        learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.AdamW(
+            learned, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: learning_rate_factor(step, steps, config)
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time spent training, over all runs that led here."""
+        return self._wall_seconds_before + time.monotonic() - self._started
+
+    def on_train_start(self) -> None:
+        self._started = time.monotonic()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT_KEY] = {
+            "format": CHECKPOINT_FORMAT,
+            "recipe": self.recipe.as_dict(),
+            "objective": self.recipe.objective,
+            "styles": [dataclasses.asdict(style) for style in self.recipe.style],
+            **self.card,
+            "steps": int(self.global_step),
+            "wall_seconds": round(self.wall_seconds, 1),
+            "metrics": dict(self.metrics),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "lightning": str(lightning.__version__),
+            },
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        card = checkpoint[CHECKPOINT_KEY]
+        self._wall_seconds_before = float(card["wall_seconds"])
+        self.metrics = dict(card["metrics"])
+        # The stored schedule would bring back the old rate where the recipe names a new one.
+        for schedule in checkpoint.get("lr_schedulers", []):
+            schedule["base_lrs"] = [self.recipe.optimiser.learning_rate] * len(schedule["base_lrs"])
+
+    # -- TensorBoard --------------------------------------------------------------------------------------------
+
+    def _show_media(self) -> None:
+        if not isinstance(self.logger, TensorBoardLogger) or not self.trainer.is_global_zero:
+            return
+        board, rate = self.logger.experiment, self.recipe.spectral.sample_rate
+        for style, sounds in self._media.items():
+            name = self.recipe.style[style].id
+            for title, sound in zip(("input", "output", "target"), sounds, strict=True):
+                board.add_audio(f"{name}/{title}", sound.clamp(-1, 1)[None], self.global_step, sample_rate=rate)
+            board.add_figure(f"{name}/spectrograms", spectrogram_figure(sounds, rate), self.global_step)
+
+
+def spectrogram_figure(sounds: tuple[Tensor, ...], sample_rate: int) -> Any:
+    """Input, output and target [samples] below each other, in dB over time and frequency."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    axes = figure.subplots(len(sounds), 1, sharex=True)
+    window = torch.hann_window(1024)
+    for axis, sound, title in zip(np.atleast_1d(axes), sounds, ("input", "output", "target"), strict=True):
+        spectrum = torch.stft(sound.float(), 1024, 256, window=window, return_complex=True, pad_mode="constant")
+        decibels = 20.0 * torch.log10(spectrum.abs() / 256.0 + 1e-6)
+        seconds = len(sound) / sample_rate
+        axis.imshow(
+            decibels.numpy(), origin="lower", aspect="auto", vmin=-100, vmax=0, extent=(0, seconds, 0, sample_rate / 2e3)
+        )
+        axis.set(title=title, ylabel="kHz")
+    axes[-1].set_xlabel("s")
+    return figure

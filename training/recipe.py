@@ -1,0 +1,311 @@
+"""What to train on and how: one TOML file, checked in full before anything starts.
+
+Every section has defaults; a recipe names its styles and whatever it wants otherwise. Unknown keys and wrong types
+are errors that name the file and the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import dacite
+
+from realtime.spectral import SpectralSpec
+from training.models.generator import GeneratorConfig
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the text names the file, the field and the remedy."""
+
+
+def _at_least(owner: object, section: str, minimum: float, *names: str) -> None:
+    for name in names:
+        if not getattr(owner, name) >= minimum:
+            raise ValueError(f"{section}{name}: must be at least {minimum:g}, got {getattr(owner, name):g}")
+
+
+def _ranges(owner: object, section: str, *names: str) -> None:
+    for name in names:
+        low, high = getattr(owner, name)
+        if not low <= high:
+            raise ValueError(f"{section}{name}: the first value must not be above the second, got [{low:g}, {high:g}]")
+
+
+def _chances(owner: object, section: str, *names: str) -> None:
+    for name in names:
+        if not 0.0 <= getattr(owner, name) <= 1.0:
+            raise ValueError(f"{section}{name}: must lie between 0 and 1, got {getattr(owner, name):g}")
+
+
+@dataclass(frozen=True)
+class StyleEntry:
+    """One style: a folder of recordings, and what its model card and a MIDI controller need to know of it."""
+
+    id: str
+    label: str
+    folder: str
+    midi_program: int
+    licence: str
+    attribution: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", self.id):
+            raise ValueError(f"style.id: '{self.id}' is not snake_case; use small letters, digits and single _")
+        if not 0 <= self.midi_program <= 127:
+            raise ValueError(f"style.midi_program: must lie between 0 and 127, got {self.midi_program}")
+        for name in ("label", "folder", "licence"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"style.{name}: is empty in style '{self.id}'; fill it in")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How excerpts are cut from recordings."""
+
+    segment_seconds: float = 1.25
+    split_seed: int = 0
+    minimum_seconds: float = 0.2  # shorter recordings are skipped
+    audible_dbfs: float = -50.0  # an excerpt below this root-mean-square level counts as silent
+    note_seconds: float = 8.0  # recordings up to this length often start from their own onset
+    piece_seconds: tuple[float, float] = (0.3, 1.5)  # a segment is filled with pieces of such lengths
+    gap_chance: float = 0.3  # between two pieces: a gap, otherwise a crossfade
+    gap_seconds: tuple[float, float] = (0.0, 0.15)
+    fade_seconds: float = 0.008
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least(self, "data.", 0.1, "segment_seconds")
+        _at_least(self, "data.", 0.02, "minimum_seconds")
+        _at_least(self, "data.", 0, "workers", "note_seconds")
+        _at_least(self, "data.", 0.001, "fade_seconds")
+        _ranges(self, "data.", "piece_seconds", "gap_seconds")
+        _chances(self, "data.", "gap_chance")
+        if self.piece_seconds[0] < 4 * self.fade_seconds:
+            raise ValueError("data.piece_seconds: the shortest piece must be at least four times fade_seconds")
+        if self.gap_seconds[0] < 0:
+            raise ValueError(f"data.gap_seconds: must not be below zero, got {self.gap_seconds[0]:g}")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How a style is hidden; see training/augment.py for what each step does."""
+
+    pitch_semitones: float = 4.0  # pitch and speed of input and target together, up to this much up or down
+    octave_gain_db: float = 18.0
+    bump_gain_db: float = 9.0
+    bump_count: int = 3
+    lowpass_chance: float = 0.6
+    lowpass_hz: tuple[float, float] = (800.0, 12_000.0)
+    lowpass_order: tuple[float, float] = (1.0, 6.0)  # times 6 dB per octave
+    comb_chance: float = 0.3
+    comb_depth: float = 0.7
+    comb_seconds: tuple[float, float] = (0.0001, 0.003)
+    flatten_chance: float = 0.5
+    flatten_exponent: float = 0.6
+    saturate_chance: float = 0.4
+    saturate_drive_db: tuple[float, float] = (0.0, 24.0)
+    noise_snr_db: tuple[float, float] = (30.0, 70.0)
+    level_dbfs: tuple[float, float] = (-42.0, -12.0)  # root mean square of input and target alike
+    identity_chance: float = 0.1
+    silence_chance: float = 0.05
+
+    def __post_init__(self) -> None:
+        at = "augment."
+        names = ("pitch_semitones", "octave_gain_db", "bump_gain_db", "bump_count", "flatten_exponent")
+        _at_least(self, at, 0, *names)
+        _ranges(self, at, "lowpass_hz", "lowpass_order", "comb_seconds", "saturate_drive_db", "noise_snr_db")
+        _ranges(self, at, "level_dbfs")
+        _chances(self, at, "lowpass_chance", "comb_chance", "comb_depth", "flatten_chance", "saturate_chance")
+        _chances(self, at, "identity_chance", "silence_chance")
+        if self.comb_depth > 0.95:
+            raise ValueError(f"augment.comb_depth: must be at most 0.95, got {self.comb_depth:g}")
+        if self.lowpass_hz[0] <= 0:
+            raise ValueError(f"augment.lowpass_hz: must be above zero, got {self.lowpass_hz[0]:g}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the sum; a weight of zero leaves the term out. Definitions: training/losses.py."""
+
+    fft_sizes: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
+    mel_band_counts: tuple[int, ...] = (16, 32, 64, 80, 128)  # one for each FFT size
+    spectral_convergence: float = 0.5
+    log_magnitude: float = 0.5
+    log_mel: float = 1.0
+    level: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not self.fft_sizes or any(n < 16 or n & (n - 1) for n in self.fft_sizes):
+            raise ValueError(f"loss.fft_sizes: must be powers of two of at least 16, got {list(self.fft_sizes)}")
+        if len(self.mel_band_counts) != len(self.fft_sizes):
+            raise ValueError(
+                f"loss.mel_band_counts: needs one value for each of the {len(self.fft_sizes)} fft_sizes, "
+                f"got {len(self.mel_band_counts)}"
+            )
+        _at_least(self, "loss.", 0, "spectral_convergence", "log_magnitude", "log_mel", "level")
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW; the rate rises over warm-up, then falls along half a cosine to its final fraction at the last step."""
+
+    learning_rate: float = 1e-3
+    final_fraction: float = 0.05
+    warmup_steps: int = 100
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least(self, "optimiser.", 0, "warmup_steps", "weight_decay", "clip_norm")
+        _chances(self, "optimiser.", "final_fraction")
+        if self.learning_rate <= 0:
+            raise ValueError(f"optimiser.learning_rate: must be above zero, got {self.learning_rate:g}")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Length of the run and what happens how often. Batch size is per process."""
+
+    steps: int = 4000
+    batch_size: int = 8
+    seed: int = 0
+    average_decay: float = 0.998  # moving average of the weights, used for validation and export; 0 turns it off
+    validation_every_steps: int = 250
+    validation_segments: int = 4  # per style
+    checkpoint_every_steps: int = 100
+    log_every_steps: int = 10
+    media_count: int = 4  # styles whose pictures and sounds go to TensorBoard at each validation
+
+    def __post_init__(self) -> None:
+        at = "trainer."
+        _at_least(self, at, 1, "steps", "batch_size", "validation_every_steps", "validation_segments")
+        _at_least(self, at, 1, "checkpoint_every_steps", "log_every_steps")
+        _at_least(self, at, 0, "media_count", "seed")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"trainer.average_decay: must lie between 0 and 1, 1 not included; got {self.average_decay:g}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run. ``style`` is the list of ``[[style]]`` tables, in the order of the style table."""
+
+    style: tuple[StyleEntry, ...]
+    name: str = "untitled"
+    objective: str = "restore"
+    spectral: SpectralSpec = field(default_factory=SpectralSpec)
+    model: GeneratorConfig = field(default_factory=GeneratorConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        from training.objectives import OBJECTIVES
+
+        if not self.style:
+            raise ValueError("style: the recipe names no style; add a [[style]] table")
+        ids = [style.id for style in self.style]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise ValueError(f"style.id: '{', '.join(twice)}' is named twice; ids must differ")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective: unknown '{self.objective}'{_near(self.objective, list(OBJECTIVES))}")
+
+    @property
+    def segment_samples(self) -> int:
+        """Length of a training segment in whole hops."""
+        hop = self.spectral.hop_samples
+        return max(1, round(self.data.segment_seconds * self.spectral.sample_rate / hop)) * hop
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists, strings and numbers; ``recipe_from_dict`` reads it back."""
+        return _plain(dataclasses.asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _near(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def _check_keys(kind: type, value: Any, source: str, path: str) -> None:
+    """RecipeError for a key that no field answers to, anywhere below."""
+    if not isinstance(value, Mapping):
+        return
+    hints = get_type_hints(kind)
+    known = [item.name for item in dataclasses.fields(kind)]
+    for key, item in value.items():
+        dotted = f"{path}{key}"
+        if key not in known:
+            raise RecipeError(f"{source}: unknown key '{dotted}'{_near(key, known)}")
+        inner = hints[key]
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+            _check_keys(inner, item, source, f"{dotted}.")
+        for argument in get_args(inner):
+            if isinstance(argument, type) and dataclasses.is_dataclass(argument) and isinstance(item, tuple):
+                for number, entry in enumerate(item):
+                    _check_keys(argument, entry, source, f"{dotted}[{number}].")
+
+
+def _whole(value: Any) -> Any:
+    # bool is an int to Python but not in a recipe; a string makes the type check name the field.
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _real(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
+    """A checked recipe from plain values; ``source`` names where they came from in errors. Raises RecipeError."""
+    tupled = _tuples(values)
+    _check_keys(Recipe, tupled, source, "")
+    try:
+        return dacite.from_dict(Recipe, tupled, dacite.Config(strict=True, type_hooks={int: _whole, float: _real}))
+    except dacite.MissingValueError as error:
+        raise RecipeError(f"{source}: the field '{error.field_path}' is missing; add it") from error
+    except dacite.WrongTypeError as error:
+        wanted = getattr(error.field_type, "__name__", None) if not get_args(error.field_type) else None
+        raise RecipeError(
+            f"{source}: the field '{error.field_path}' must be {wanted or error.field_type}, "
+            f"got {error.value!r} ({type(error.value).__name__})"
+        ) from error
+    except (dacite.DaciteError, ValueError, TypeError) as error:
+        raise RecipeError(f"{source}: {error}") from error
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a TOML recipe. Raises RecipeError."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: is not TOML: {error}") from error
+    return recipe_from_dict(values, str(path))

@@ -1,0 +1,265 @@
+"""A training run: recordings in, checkpoints out. Lightning runs it; this file decides what it runs on.
+
+A run directory holds ``last.ckpt`` (resumed from), ``best.ckpt`` (lowest validation loss) and ``tensorboard/``.
+Batch n of process r is a function of (seed, n, r) alone, so a resumed run goes on with the batches it has not seen.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from training.augment import raw_samples
+from training.checkpoint import AtomicCheckpointIO, check_resumable
+from training.library import ExcerptSampler, Library
+from training.objectives import objective_class
+from training.objectives.restore import Batch
+from training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+LAST, BEST = "last", "best"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run lives and what it runs on; the second half is handed to Lightning as it is."""
+
+    out_folder: Path
+    fresh: bool = False
+    max_minutes: float | None = None
+    accelerator: str = "auto"
+    devices: str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. ``ended_by``: steps, time or signal."""
+
+    last_checkpoint: Path
+    best_checkpoint: Path | None
+    steps: int
+    wall_seconds: float
+    metrics: dict[str, float]
+    ended_by: str
+
+
+class TrainingBatches(IterableDataset[Batch]):
+    """Endless batches from ``first_step`` on, the same whatever the number of workers; styles take turns."""
+
+    def __init__(self, samplers: list[ExcerptSampler], recipe: Recipe, first_step: int, rank: int) -> None:
+        super().__init__()
+        self.samplers, self.recipe, self.first_step, self.rank = samplers, recipe, first_step, rank
+
+    def batch(self, step: int) -> Batch:
+        """Batch number ``step`` of this process."""
+        recipe = self.recipe
+        random = np.random.default_rng([recipe.trainer.seed, 1, step, self.rank])
+        samples = raw_samples(recipe.segment_samples, recipe.augment)
+        count, styles = recipe.trainer.batch_size, len(self.samplers)
+        turns = [random.permutation(styles) for _ in range(-(-count // styles))]
+        chosen = np.concatenate(turns)[:count]
+        raw = np.stack([self.samplers[style].draw(samples, random) for style in chosen])
+        return Batch(torch.from_numpy(raw), torch.from_numpy(chosen), int(random.integers(2**31)))
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        offset, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        step = self.first_step + offset
+        while True:
+            yield self.batch(step)
+            step += stride
+
+
+def validation_batches(library: Library, recipe: Recipe) -> list[Batch]:
+    """The same excerpts at every validation and on every process; styles without such recordings are left out."""
+    samples = raw_samples(recipe.segment_samples, recipe.augment)
+    rows: list[tuple[np.ndarray, int]] = []
+    for number, style in enumerate(library.styles):
+        if not style.validation:
+            continue
+        sampler = ExcerptSampler(style.validation, recipe.data)
+        for segment in range(recipe.trainer.validation_segments):
+            rows.append((sampler.draw(samples, np.random.default_rng([2, number, segment])), number))
+    size = recipe.trainer.batch_size
+    return [
+        Batch(
+            torch.from_numpy(np.stack([raw for raw, _ in rows[start : start + size]])),
+            torch.tensor([number for _, number in rows[start : start + size]]),
+            start,
+        )
+        for start in range(0, len(rows), size)
+    ]
+
+
+def _quiet_worker(_: int) -> None:
+    # Ctrl-C goes to the whole process group: the main process decides, workers go when it does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+class RecordingsModule(LightningDataModule):
+    """Batches for Lightning; training starts where the restored run left off."""
+
+    def __init__(self, library: Library, recipe: Recipe) -> None:
+        super().__init__()
+        self.library, self.recipe = library, recipe
+        self.validation = validation_batches(library, recipe)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        samplers = [ExcerptSampler(style.train, self.recipe.data) for style in self.library.styles]
+        batches = TrainingBatches(samplers, self.recipe, self.trainer.global_step, self.trainer.global_rank)
+        workers = self.recipe.data.workers
+        return DataLoader(batches, batch_size=None, num_workers=workers, worker_init_fn=_quiet_worker)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return DataLoader(self.validation, batch_size=None)  # pyright: ignore[reportArgumentType]
+
+
+class GracefulStop(Callback):
+    """Ends a run after a time, at SIGTERM or at Ctrl-C: after the current step, with a checkpoint.
+
+    A second Ctrl-C does not wait. All processes of a run stop together.
+    """
+
+    def __init__(self, checkpoint_path: Path, max_minutes: float | None) -> None:
+        self.checkpoint_path, self.max_minutes = checkpoint_path, max_minutes
+        self.ended_by = "steps"
+        self._asked = ""
+        self._started = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del trainer, pl_module
+        self._started = time.monotonic()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self._asked == "signal" and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = "signal"
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self.max_minutes is not None and time.monotonic() - self._started >= 60.0 * self.max_minutes:
+            self._asked = self._asked or "time"
+        stop = bool(self._asked)
+        if trainer.world_size > 1:
+            stop = bool(trainer.strategy.reduce_boolean_decision(stop, all=False))
+        if stop and not trainer.should_stop:
+            self.ended_by = self._asked or "signal"
+            trainer.should_stop = True
+            trainer.save_checkpoint(self.checkpoint_path)
+
+
+def set_aside(out_folder: Path) -> None:
+    """Move what an earlier run left in a run directory into its next free ``previous-N`` folder."""
+    old = [out_folder / name for name in (f"{LAST}.ckpt", f"{BEST}.ckpt", "tensorboard")]
+    old = [path for path in old if path.exists()]
+    if not old:
+        return
+    number = 1
+    while (out_folder / f"previous-{number}").exists():
+        number += 1
+    aside = out_folder / f"previous-{number}"
+    aside.mkdir()
+    for path in old:
+        path.rename(aside / path.name)
+
+
+def resume_point(recipe: Recipe, options: RunOptions) -> tuple[Path | None, int]:
+    """The checkpoint that this run goes on from, if any, and its step. Raises CheckpointError if it does not fit."""
+    path = options.out_folder / f"{LAST}.ckpt"
+    if options.fresh or not path.exists():
+        return None, 0
+    return path, check_resumable(path, recipe)
+
+
+def run_training(recipe: Recipe, library: Library, options: RunOptions) -> RunResult:
+    """Train until the recipe's steps are done, the time is over or a signal comes; then a checkpoint is on disk."""
+    resume, done = resume_point(recipe, options)
+    out = options.out_folder
+    out.mkdir(parents=True, exist_ok=True)
+    _silence_lightning()
+    seed_everything(recipe.trainer.seed, verbose=False)
+    card = {"recordings": library.describe(), "skipped": [[str(s.path.name), s.reason] for s in library.skipped]}
+    module = objective_class(recipe.objective)(recipe, card)
+    data = RecordingsModule(library, recipe)
+    last = out / f"{LAST}.ckpt"
+    stop = GracefulStop(last, options.max_minutes)
+    common = {"dirpath": str(out), "auto_insert_metric_name": False, "enable_version_counter": False}
+    callbacks: list[Callback] = [
+        stop,
+        ModelCheckpoint(filename=LAST, every_n_train_steps=recipe.trainer.checkpoint_every_steps, **common),
+    ]
+    best = ModelCheckpoint(filename=BEST, monitor="validation_loss", mode="min", **common)
+    if data.validation:
+        callbacks.append(best)
+    if options.progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=recipe.trainer.log_every_steps))
+    validating: dict[str, Any] = {"limit_val_batches": 0}
+    if data.validation:
+        every = min(recipe.trainer.validation_every_steps, recipe.trainer.steps)
+        validating = {"val_check_interval": every, "check_val_every_n_epoch": None}
+    trainer = Trainer(
+        accelerator=options.accelerator,
+        devices=int(options.devices) if options.devices.lstrip("-").isdigit() else options.devices,
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
+        precision=options.precision,  # pyright: ignore[reportArgumentType]
+        max_steps=recipe.trainer.steps,
+        max_epochs=-1,
+        limit_train_batches=recipe.trainer.steps,
+        gradient_clip_val=recipe.optimiser.clip_norm or None,
+        log_every_n_steps=recipe.trainer.log_every_steps,
+        num_sanity_val_steps=0,
+        enable_progress_bar=options.progress,
+        enable_model_summary=False,
+        logger=TensorBoardLogger(str(out), name="tensorboard", version=""),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,
+        **validating,
+    )
+    if done < recipe.trainer.steps:
+        trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None)
+        if stop.ended_by == "steps":
+            trainer.save_checkpoint(last)
+        done = trainer.global_step
+    best_path = out / f"{BEST}.ckpt"
+    return RunResult(
+        last_checkpoint=last,
+        best_checkpoint=best_path if best_path.exists() else None,
+        steps=done,
+        wall_seconds=module.wall_seconds,
+        metrics=module.metrics,
+        ended_by=stop.ended_by,
+    )
+
+
+def _silence_lightning() -> None:
+    """Lightning's hints about workers, GPUs and itself are noise beside a progress bar; errors still come through."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in (".*does not have many workers.*", ".*isn't an instance of.*", ".*Checkpoint directory.*exists.*"):
+        warnings.filterwarnings("ignore", pattern)
