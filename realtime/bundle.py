@@ -30,6 +30,8 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_STYLES = 4096
 MODELS_DIR = Path(__file__).parent / "models"
 DEFAULT_MODEL = MODELS_DIR / "first.onnx"
+DEMO_CLIP = Path(__file__).parent / "demo" / "guitar.flac"
+DEMO_MIDI = Path(__file__).parent / "demo" / "switches.mid"
 
 
 class BundleError(ValueError):

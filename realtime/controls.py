@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,7 +167,11 @@ def parse_mix(manifest: Manifest, text: str) -> dict[Style, float]:
     return {style: weight / total for style, weight in mix.items()}
 
 
-def with_style(controls: Controls, mix: dict[Style, float]) -> Controls:
-    """The same controls with another style mix."""
-    mixed = mix_controls(mix, {"dry_wet": 0.0, "input_gain_db": 0.0, "output_gain_db": 0.0})
-    return replace(controls, style=mixed.style, level_gain_db=mixed.level_gain_db)
+def hold_mix(performer: Performer, text: str) -> None:
+    """Select a style, or hold a mix of several, as ``parse_mix`` reads it; StyleError names what is wrong."""
+    mix = parse_mix(performer.manifest, text)
+    performer.select(next(iter(mix)).id)
+    if len(mix) > 1:
+        for place, (style, weight) in enumerate(mix.items()):
+            # Below every MIDI note, so that no key releases it.
+            performer.hold(-1 - place, style, max(1, round(weight * 1000)))

@@ -14,6 +14,7 @@ from realtime.controls import PARAMETERS, Controls, db_to_gain, mix_controls
 from realtime.stream import Stream
 
 FADE_HOPS = 8
+TIMES_KEPT = 256
 LIMITER_KNEE = 0.89
 """Amplitude (-1 dBFS) above which the limiter bends; below it, samples pass unchanged."""
 
@@ -27,8 +28,6 @@ class Meters:
     """What the engine counts, written by the thread that calls ``process``; readers only look."""
 
     hops: int = 0
-    hop_ms: float = 0.0
-    graph_ms: float = 0.0
     input_rms: float = 0.0
     output_rms: float = 0.0
     bad_input_hops: int = 0
@@ -43,6 +42,36 @@ def limit(x: NDArray[np.float32]) -> None:
     room = 1.0 - LIMITER_KNEE
     bent = LIMITER_KNEE + room * np.tanh((magnitude - LIMITER_KNEE) / room)
     np.copyto(x, np.copysign(bent, x), where=magnitude > LIMITER_KNEE)
+
+
+@dataclass(frozen=True)
+class _Gains:
+    """Amplitude factors of one moment: into the model, and of wet and dry; ``whole`` is that of dry on its own."""
+
+    input: float
+    wet: float
+    dry: float
+    whole: float
+
+    @classmethod
+    def of(cls, controls: Controls) -> _Gains:
+        out = db_to_gain(controls.output_gain_db)
+        wet = controls.dry_wet * out * db_to_gain(controls.level_gain_db)
+        return cls(db_to_gain(controls.input_gain_db), wet, (1.0 - controls.dry_wet) * out, out)
+
+    def towards(self, goal: _Gains, share: float) -> _Gains:
+        return _Gains(
+            self.input + (goal.input - self.input) * share,
+            self.wet + (goal.wet - self.wet) * share,
+            self.dry + (goal.dry - self.dry) * share,
+            self.whole + (goal.whole - self.whole) * share,
+        )
+
+    def under(self, trust: float) -> _Gains:
+        """With the wet signal trusted only so far (0..1), the dry one filling in."""
+        if trust == 1.0:
+            return self
+        return _Gains(self.input, self.wet * trust, self.dry * trust + self.whole * (1.0 - trust), self.whole)
 
 
 class Processor:
@@ -89,22 +118,37 @@ class Processor:
         self._dry = np.zeros((channels, self.manifest.stream_delay_samples + hop), np.float32)
         self._out = np.zeros((channels, hop), np.float32)
         self._scratch = np.zeros((channels, hop), np.float32)
+        self._times = np.zeros((TIMES_KEPT, 2), np.float32)
         self._block_out = np.zeros((channels, max_block), np.float32)
         self.stream.warm_up()
         self.reset()
 
     def reset(self) -> None:
-        """Back to the moment after ``prepare``: silence in the past, controls in place without a fade."""
+        """Back to the moment after ``prepare``: silence in the past, the controls in place without a fade."""
         assert self.stream is not None, "prepare comes first"
         self.stream.reset()
         self.stream.audio[:] = 0.0
         self._dry[:] = 0.0
         self._out[:] = 0.0
         self._position = 0
-        self._seen: Controls | None = None
+        self._goal = self.controls
+        self._gains = self._gains_goal = _Gains.of(self.controls)
+        self._style = self.controls.style.copy()
+        self.stream.style[:] = self._style
         self._fade_left = 0
         self._trust = 1.0
-        self.meters.__init__()
+        self._times_taken = 0
+        self.meters = Meters()
+
+    def take_hop_times(self) -> NDArray[np.float32]:
+        """Milliseconds [hops, (whole hop, graph alone)] of the hops since the last call, the latest TIMES_KEPT of them."""
+        done = self.meters.hops
+        first = max(self._times_taken, done - TIMES_KEPT)
+        self._times_taken = done
+        start, stop = first % TIMES_KEPT, first % TIMES_KEPT + done - first
+        if stop <= TIMES_KEPT:
+            return self._times[start:stop]
+        return np.concatenate([self._times[start:], self._times[: stop - TIMES_KEPT]])
 
     def process(self, block: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """block [channels, n] (or [n] for one channel), n at most ``max_block`` -> the same shape.
@@ -133,18 +177,19 @@ class Processor:
         return result.reshape(block.shape)
 
     def _hop(self) -> None:
-        """One full hop: controls, graph, mix, gain, limiter."""
+        """One full hop: controls, graph, mix, limiter."""
         start = perf_counter_ns()
         stream, meters, hop = self.stream, self.meters, self.hop_samples
         assert stream is not None
         x = stream.audio
-        if self._seen is not self.controls:
+        if self._goal is not self.controls:
             self._take(self.controls)
-        faded = self._fade_left > 0
-        if faded:
+        old = self._gains
+        if self._fade_left:
             self._fade()
-        if self._input_from != 1.0 or self._input_gain != 1.0:
-            x *= self._slope(self._input_from, self._input_gain)
+        new = self._gains
+        if old.input != 1.0 or new.input != 1.0:
+            x *= self._slope(old.input, new.input)
         energy = float(np.vdot(x, x))
         if not math.isfinite(energy):
             meters.bad_input_hops += 1
@@ -157,27 +202,59 @@ class Processor:
         before = perf_counter_ns()
         wet = stream.step()
         after = perf_counter_ns()
-        out, last = self._out, self._last
-        last[:] = out[:, -1:]
-        power = float(np.vdot(wet, wet))
-        if not math.isfinite(power):
-            self._fall_back(dry[:, :hop])
-        elif self._trust < 1.0 or faded or self._wet_gain != 1.0 or self._dry_gain != 0.0:
-            trust = self._trust
-            self._trust = min(1.0, trust + 1.0 / FADE_HOPS)
-            np.multiply(wet, self._slope(self._wet_from * trust, self._wet_gain * self._trust), out=out)
-            dry_from = self._dry_from * trust + self._whole_from * (1.0 - trust)
-            dry_to = self._dry_gain * self._trust + self._whole_gain * (1.0 - self._trust)
-            if dry_from or dry_to:
-                np.multiply(dry[:, :hop], self._slope(dry_from, dry_to), out=self._scratch)
-                out += self._scratch
+        if math.isfinite(float(np.vdot(wet, wet))):
+            trusted = self._trust
+            if trusted < 1.0:
+                self._trust = min(1.0, trusted + 1.0 / FADE_HOPS)
+            self._mix(wet, dry[:, :hop], old.under(trusted), new.under(self._trust))
         else:
-            out[:] = wet
+            self._fall_back(dry[:, :hop], old.under(0.0), new.under(0.0))
+        out = self._out
         limit(out)
-        if faded:
-            self._settle()
-        meters.hops += 1
         meters.input_rms = math.sqrt(energy / x.size)
         meters.output_rms = math.sqrt(float(np.vdot(out, out)) / out.size)
-        meters.graph_ms = (after - before) * 1e-6
-        meters.hop_ms = (perf_counter_ns() - start) * 1e-6
+        times = self._times[meters.hops % TIMES_KEPT]
+        meters.hops += 1
+        times[1] = (after - before) * 1e-6
+        times[0] = (perf_counter_ns() - start) * 1e-6
+
+    def _take(self, controls: Controls) -> None:
+        """Start to fade towards a new snapshot."""
+        self._goal, self._gains_goal, self._fade_left = controls, _Gains.of(controls), FADE_HOPS
+
+    def _fade(self) -> None:
+        """One hop nearer to the goal, in a straight line."""
+        assert self.stream is not None
+        share = 1.0 / self._fade_left
+        self._fade_left -= 1
+        self._gains = self._gains.towards(self._gains_goal, share) if self._fade_left else self._gains_goal
+        self._style += (self._goal.style - self._style) * share
+        self.stream.style[:] = self._style
+
+    def _slope(self, start: float, stop: float) -> NDArray[np.float32] | np.float32:
+        """Gain over one hop: a straight line, or one number where nothing moves."""
+        if start == stop:
+            return np.float32(stop)
+        return start + (stop - start) * self._ramp
+
+    def _mix(self, wet: NDArray[np.float32], dry: NDArray[np.float32], old: _Gains, new: _Gains) -> None:
+        """wet and dry [channels, hop] into the output, each under its gain."""
+        out = self._out
+        if old.wet == 1.0 and new.wet == 1.0:
+            out[:] = wet
+        else:
+            np.multiply(wet, self._slope(old.wet, new.wet), out=out)
+        if old.dry or new.dry:
+            np.multiply(dry, self._slope(old.dry, new.dry), out=self._scratch)
+            out += self._scratch
+
+    def _fall_back(self, dry: NDArray[np.float32], old: _Gains, new: _Gains) -> None:
+        """The graph's hop is unusable: the dry signal at the same delay, joined without a step, and a fresh start."""
+        assert self.stream is not None
+        self.meters.bad_output_hops += 1
+        out = self._out
+        last = out[:, -1:].copy()
+        np.multiply(dry, self._slope(old.dry, new.dry), out=out)
+        out += (last - out[:, :1]) * (1.0 - self._ramp)
+        self.stream.reset()
+        self._trust = 0.0

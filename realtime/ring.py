@@ -26,9 +26,9 @@ class _Shared:
 
     def close(self) -> None:
         """Let go of the memory (the owner also removes it). Any thread; no other call may follow."""
-        for attribute, value in list(vars(self).items()):
-            if isinstance(value, np.ndarray):
-                delattr(self, attribute)
+        # The memory cannot be unmapped while an array points into it.
+        for name in [name for name, value in vars(self).items() if isinstance(value, np.ndarray)]:
+            delattr(self, name)
         self._memory.close()
         if self._owner:
             self._memory.unlink()

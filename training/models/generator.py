@@ -140,7 +140,9 @@ class Generator(nn.Module):
         spectra = self.dft(frames).reshape(-1, len(SIGNALS), rows, 2, m)  # [batch*n, signals, k1, re|im, k2]
 
         power = spectra[:, 0].square().sum(dim=2).flatten(1)
-        levels = torch.log(torch.matmul(power, self.measure) + 1e-8)  # [batch*n, bands]
+        # Bands 60 dB under the frame are lost in float32 rounding, which differs from machine to machine.
+        floor = 1e-6 * power.mean(dim=-1, keepdim=True) + 1e-9
+        levels = torch.log(torch.matmul(power, self.measure) + floor)  # [batch*n, bands]
         mean = levels.mean(dim=-1, keepdim=True)
         heard = torch.cat([(levels - mean) * 0.4, (mean + 4.0) * 0.15], dim=-1)
         scale1, shift1, scale2, shift2, scale3, shift3 = self.steer(style)[:, None].chunk(6, dim=-1)

@@ -1,0 +1,53 @@
+"""``restyle export``: checkpoint -> model file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint that 'restyle train' wrote.")],
+    model: Annotated[Path, typer.Argument(help="The model file to write, ending in .onnx.")],
+    description: Annotated[str, typer.Option(help="One line for the model card.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Write one model file from a checkpoint, verified against torch sample by sample, or none.
+
+    Example: restyle export runs/first/best.ckpt violin.onnx
+    """
+    console = Console(stderr=as_json)
+    logging.basicConfig(level=logging.ERROR)
+    try:
+        from export.verify import VerifyError
+        from export.writer import export_checkpoint
+        from training.checkpoint import CheckpointError, load_for_export
+    except ModuleNotFoundError as error:
+        console.print(f"[red]export needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
+        raise typer.Exit(1) from None
+    if model.suffix != ".onnx":
+        console.print(f"[red]cannot export:[/] {model}: a model file ends in .onnx")
+        raise typer.Exit(2)
+    try:
+        with console.status("tracing, measuring and verifying"):
+            result = export_checkpoint(load_for_export(checkpoint), model, description)
+    except (CheckpointError, VerifyError) as error:
+        console.print(f"[red]cannot export:[/] {error}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        console.print(f"[red]cannot export:[/] {model}: {error.strerror}; nothing was written", soft_wrap=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps({"model": str(model), "bytes": model.stat().st_size, **asdict(result)}))
+        return
+    console.print(
+        f"{model}: {model.stat().st_size / 1e6:.2f} MB; torch and onnxruntime agree within "
+        f"{result.largest_difference:.1e} of full scale over {result.hops} hops",
+        soft_wrap=True,
+    )

@@ -1,0 +1,80 @@
+"""torch and onnxruntime, sample by sample: the file is only written when they are the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from realtime.bundle import read_bundle
+from realtime.stream import Stream
+
+TOLERANCE = 1e-4
+MINIMUM_HOPS = 2_000
+
+
+class VerifyError(RuntimeError):
+    """The exported graph does not compute what the model computes; no file is written."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Largest difference in full scale over ``hops`` hops with the state carried, for each number of hops per step."""
+
+    hops: int
+    largest_difference: float
+    by_hops_per_step: dict[int, float]
+
+
+def run_torch(model: nn.Module, audio: Tensor, style: Tensor, step_samples: int) -> Tensor:
+    """The model over audio [channels, time] in steps, style [steps, channels, style_dim] -> [channels, time]."""
+    state: Any = model.init_state(audio.shape[0])  # pyright: ignore[reportCallIssue]
+    outs = []
+    with torch.no_grad():
+        for i, chunk in enumerate(audio.split(step_samples, dim=1)):
+            out, state = model(chunk, style[i], state)
+            outs.append(out)
+    return torch.cat(outs, dim=1)
+
+
+def verify(model: nn.Module, path: Path, audio: NDArray[np.float32], hops: int = MINIMUM_HOPS) -> Verification:
+    """Compare the file at ``path`` with the model on real audio [samples], two channels, styles changing on the way.
+
+    Raises VerifyError when the largest difference reaches TOLERANCE or a sample is not finite.
+    """
+    bundle = read_bundle(path)
+    manifest = bundle.manifest
+    hop = manifest.spectral.hop_samples
+    vectors = np.array([style.vector for style in manifest.styles], dtype=np.float32)
+    worst: dict[int, float] = {}
+    for hops_per_step in (1, 3, 16):
+        steps = -(-hops // hops_per_step)
+        step_samples = hops_per_step * hop
+        mono = np.resize(audio, steps * step_samples)
+        stereo = np.stack([mono, 0.5 * np.roll(mono, 12_345)]).astype(np.float32)
+        # A new pair of styles about every half second of audio.
+        turn = np.arange(steps) * hops_per_step // 190
+        styles = np.stack([vectors[turn % len(vectors)], vectors[(turn + 1) % len(vectors)]], axis=1)
+        expected = run_torch(model, torch.from_numpy(stereo), torch.from_numpy(styles), step_samples).numpy()
+        stream = Stream(bundle, channels=2, hops_per_step=hops_per_step)
+        difference = 0.0
+        for i in range(steps):
+            at = slice(i * step_samples, (i + 1) * step_samples)
+            stream.audio[:] = stereo[:, at]
+            stream.style[:] = styles[i]
+            difference = max(difference, float(np.abs(stream.step() - expected[:, at]).max()))
+            if not np.isfinite(difference):
+                raise VerifyError(f"{path.name}: output is not finite at hop {i * hops_per_step}")
+        worst[hops_per_step] = difference
+    result = Verification(hops, max(worst.values()), worst)
+    if result.largest_difference >= TOLERANCE:
+        raise VerifyError(
+            f"torch and onnxruntime differ by {result.largest_difference:.2e} of full scale over {hops} hops "
+            f"(limit {TOLERANCE:.0e}); no file was written"
+        )
+    return result

@@ -1,0 +1,204 @@
+"""Checkpoint -> the one model file: graph, manifest, card, golden vector; verified before it gets its name."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyloudnorm
+import soundfile
+import soxr
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from export.graph import build_graph, state_tensors
+from export.verify import MINIMUM_HOPS, Verification, run_torch, verify
+from realtime.bundle import (
+    DEMO_CLIP,
+    MANIFEST_KEY,
+    SCHEMA_VERSION,
+    Card,
+    Golden,
+    Manifest,
+    Source,
+    StateSpec,
+    Style,
+)
+from realtime.controls import PARAMETERS, TARGET_LOUDNESS_LUFS
+from realtime.spectral import SpectralSpec
+from training.checkpoint import TrainedModel
+
+GOLDEN_HOPS = 64
+SILENT_LUFS = -70.0
+
+
+@dataclass(frozen=True)
+class NamedStyle:
+    """One style of the style table, as the manifest will name it."""
+
+    id: str
+    label: str
+    program: int
+    vector: NDArray[np.float32]
+
+
+def export_checkpoint(trained: TrainedModel, path: Path, description: str = "") -> Verification:
+    """Write the model file of a training run. Raises VerifyError or OSError and then leaves no file."""
+    recipe = trained.recipe
+    styles = [
+        NamedStyle(entry.id, entry.label, entry.midi_program, trained.style_vectors[row].numpy().astype(np.float32))
+        for row, entry in enumerate(recipe.style)
+    ]
+    return write_model(
+        trained.generator, recipe.spectral, styles, card_of(trained, description), path, name=recipe.name
+    )
+
+
+def write_model(
+    model: nn.Module,
+    spec: SpectralSpec,
+    styles: Sequence[NamedStyle],
+    card: Card,
+    path: Path,
+    name: str,
+    verify_hops: int = MINIMUM_HOPS,
+) -> Verification:
+    """Trace, describe, verify against ``model`` and only then put the file at ``path``.
+
+    The file is written beside its place under a temporary name, so a failure or a full disk leaves nothing behind.
+    """
+    playing = reference_playing(spec.sample_rate)
+    vectors = [style.vector for style in styles]
+    loudness = measure_loudness(model, playing, vectors, spec)
+    start = int(np.argmax(np.abs(playing) > 0.05)) // spec.hop_samples * spec.hop_samples
+    golden_in = playing[start : start + GOLDEN_HOPS * spec.hop_samples]
+    vector = torch.from_numpy(vectors[0])[None]
+    golden_out = run_torch(
+        model, torch.from_numpy(golden_in)[None], vector.expand(GOLDEN_HOPS, 1, -1), spec.hop_samples
+    )
+    state: Any = model.init_state(1)  # pyright: ignore[reportCallIssue]
+    manifest = Manifest(
+        schema=SCHEMA_VERSION,
+        kind="transfer",
+        name=name,
+        spectral=spec,
+        latency_samples=spec.latency_samples,
+        stream_delay_samples=spec.stream_delay_samples,
+        style_dim=len(vectors[0]),
+        states=tuple(StateSpec(label, tuple(tensor.shape[1:])) for label, tensor in state_tensors(state)),
+        styles=tuple(
+            Style(style.id, style.label, tuple(float(v) for v in style.vector), round(lufs, 2), style.program)
+            for style, lufs in zip(styles, loudness, strict=True)
+        ),
+        parameters=PARAMETERS,
+        card=card,
+        golden=Golden(styles[0].id, Golden.pack(golden_in), Golden.pack(golden_out[0].numpy())),
+        weight_count=sum(parameter.numel() for parameter in model.parameters()),
+    )
+    graph = build_graph(model, manifest.style_dim, spec.hop_samples)
+    _strip(graph)
+    graph.producer_name = "restyle"
+    graph.metadata_props.add(key=MANIFEST_KEY, value=manifest.to_json())
+    path = path.absolute()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(graph.SerializeToString())
+            file.flush()
+            os.fsync(file.fileno())
+        result = verify(model, temporary, playing, verify_hops)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return result
+
+
+def reference_playing(sample_rate: int) -> NDArray[np.float32]:
+    """The bundled clip [samples] at the common loudness: the playing on which styles are measured."""
+    audio, rate = soundfile.read(DEMO_CLIP, dtype="float32", always_2d=True)
+    audio = soxr.resample(audio.mean(axis=1), rate, sample_rate, quality="VHQ")
+    loudness = pyloudnorm.Meter(sample_rate).integrated_loudness(audio)
+    return (audio * 10.0 ** ((TARGET_LOUDNESS_LUFS - loudness) / 20.0)).astype(np.float32)
+
+
+def measure_loudness(
+    model: nn.Module, playing: NDArray[np.float32], vectors: Sequence[NDArray[np.float32]], spec: SpectralSpec
+) -> list[float]:
+    """Integrated loudness (EBU R128, ITU-R BS.1770-4) of the same playing in every style, in LUFS."""
+    samples = len(playing) // spec.hop_samples * spec.hop_samples
+    meter = pyloudnorm.Meter(spec.sample_rate)
+    loudness = []
+    for vector in vectors:
+        out = run_torch(
+            model, torch.from_numpy(playing[:samples])[None], torch.from_numpy(vector)[None, None], samples
+        )
+        measured = float(meter.integrated_loudness(out[0].numpy().astype(np.float64)))
+        loudness.append(measured if measured > SILENT_LUFS else SILENT_LUFS)
+    return loudness
+
+
+def card_of(trained: TrainedModel, description: str) -> Card:
+    """The model card of a training run, with the sources as the recipe's licences ask them to be named."""
+    card, recipe = trained.card, trained.recipe
+    sources, hashes = [], set()
+    for entry in recipe.style:
+        splits = card["recordings"][entry.id]
+        used = [*splits["train"], *splits["validation"]]
+        hashes.update(recording["sha256"] for recording in used)
+        sources.append(
+            Source(
+                entry.id,
+                entry.licence,
+                entry.attribution,
+                len(splits["train"]),
+                round(sum(recording["seconds"] for recording in splits["train"]) / 60, 2),
+            )
+        )
+    return Card(
+        description=description or f"Styles: {', '.join(entry.label for entry in recipe.style)}",
+        objective=recipe.objective,
+        commit=_commit(),
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        steps=int(card["steps"]),
+        training_minutes=round(float(card["wall_seconds"]) / 60, 1),
+        sources=tuple(sources),
+        metrics={name: float(value) for name, value in card["metrics"].items()},
+        recordings_sha256=tuple(sorted(hashes)),
+    )
+
+
+def _commit() -> str:
+    """The commit of the code that exports, empty outside a checkout."""
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return result.stdout.strip()
+
+
+def _strip(graph: onnx.ModelProto) -> None:
+    """Remove what tracing leaves behind (stack traces, names of source files): it is nobody's business and half the size."""
+    del graph.metadata_props[:]
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for values in (graph.graph.value_info, graph.graph.input, graph.graph.output, graph.graph.initializer):
+        for value in values:
+            del value.metadata_props[:]
+            value.doc_string = ""
+    del graph.graph.metadata_props[:]

@@ -1,0 +1,288 @@
+"""Where sound comes from and goes to: audio devices through PortAudio, and sound files."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+CLIENT_NAME = "restyle"
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf")
+_INVALID_RATE, _INVALID_CHANNELS = -9997, -9998
+
+
+class DeviceError(RuntimeError):
+    """An audio device that is not there or cannot do what was asked; the text lists what there is."""
+
+
+class NoDeviceError(DeviceError):
+    """The machine has no audio device at all, and none was asked for by name."""
+
+
+class AudioFileError(ValueError):
+    """A sound file that cannot be read or written; the text names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One audio device of one host API, as PortAudio numbers it."""
+
+    index: int
+    name: str
+    host_api: str
+    inputs: int
+    outputs: int
+    sample_rate: float
+    default_input: bool
+    default_output: bool
+
+    def __str__(self) -> str:
+        return f"{self.index}: {self.name} ({self.host_api}, {self.inputs} in, {self.outputs} out)"
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep what C libraries print on standard error while they look for hardware away from the terminal."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def portaudio(client_name: str | None = None) -> ModuleType:
+    """The sounddevice module, or DeviceError with the remedy; ``client_name`` is what a JACK server will show."""
+    # Looking for devices must not start an audio server.
+    os.environ.setdefault("JACK_NO_START_SERVER", "1")
+    try:
+        with quiet_libraries():
+            import sounddevice
+    except OSError:
+        raise NoDeviceError(
+            "the PortAudio library is not installed; on Debian or Ubuntu: apt-get install libportaudio2"
+        ) from None
+    if client_name:
+        with contextlib.suppress(Exception):
+            # PortAudio takes the name only before it starts; other builds have no JACK and no such function.
+            sounddevice._terminate()
+            ctypes.CDLL(sounddevice._libname).PaJack_SetClientName(client_name.encode())  # pyright: ignore[reportAttributeAccessIssue]
+        with contextlib.suppress(sounddevice.PortAudioError), quiet_libraries():
+            sounddevice._initialize()
+    return sounddevice
+
+
+def list_devices() -> list[Device]:
+    """Every audio device; empty on a machine without one. Raises DeviceError without PortAudio."""
+    sd = portaudio()
+    apis: Any = sd.query_hostapis()
+    default_in, default_out = sd.default.device[0], sd.default.device[1]
+    return [
+        Device(
+            index,
+            str(info["name"]),
+            str(apis[info["hostapi"]]["name"]),
+            int(info["max_input_channels"]),
+            int(info["max_output_channels"]),
+            float(info["default_samplerate"]),
+            index == default_in,
+            index == default_out,
+        )
+        for index, info in enumerate(sd.query_devices())
+    ]
+
+
+def find_device(devices: list[Device], wanted: str | None, direction: str) -> Device:
+    """The device by index or part of its name, or the default; ``direction`` is 'input' or 'output'.
+
+    Raises DeviceError with the list when nothing, or more than one device, fits.
+    """
+    usable = [d for d in devices if (d.inputs if direction == "input" else d.outputs)]
+    listing = "; ".join(map(str, usable)) or "none"
+    if wanted is None:
+        for device in usable:
+            if device.default_input if direction == "input" else device.default_output:
+                return device
+        if usable:
+            return usable[0]
+        raise NoDeviceError(f"this machine has no audio {direction} device")
+    if wanted.strip().isdigit():
+        for device in usable:
+            if device.index == int(wanted):
+                return device
+        raise DeviceError(f"{direction} device {wanted} does not exist; there are: {listing}")
+    part = wanted.casefold()
+    exact = [d for d in usable if d.name.casefold() == part]
+    found = exact or [d for d in usable if part in f"{d.name} {d.host_api}".casefold()]
+    if not found:
+        raise DeviceError(f"no {direction} device is called '{wanted}'; there are: {listing}")
+    if len(found) > 1:
+        matches = "; ".join(map(str, found))
+        raise DeviceError(f"'{wanted}' fits several {direction} devices, give the index: {matches}")
+    return found[0]
+
+
+DuplexCallback = Callable[[NDArray[np.float32], NDArray[np.float32], int, Any, Any], None]
+
+
+def open_duplex(
+    sd: ModuleType,
+    source: Device,
+    sink: Device,
+    sample_rate: int,
+    block: int,
+    channels: int,
+    callback: DuplexCallback,
+) -> Any:
+    """An input and output stream in one, not yet started. ``block`` 0 leaves the length to the driver (no added delay).
+
+    Raises DeviceError for a rate or a number of channels that the device does not do.
+    """
+    if channels > source.inputs:
+        raise DeviceError(f"'{source.name}' has {source.inputs} input channels, {channels} were asked for")
+    outputs = min(max(channels, 2), sink.outputs)
+    try:
+        return sd.Stream(
+            samplerate=sample_rate,
+            blocksize=block,
+            device=(source.index, sink.index),
+            channels=(channels, outputs),
+            dtype="float32",
+            latency="low",
+            callback=callback,
+        )
+    except sd.PortAudioError as error:
+        code = error.args[1] if len(error.args) > 1 else 0
+        names = f"'{source.name}'" if source.index == sink.index else f"'{source.name}' and '{sink.name}'"
+        if code == _INVALID_RATE:
+            raise DeviceError(
+                f"{names}: cannot run at {sample_rate} Hz, the model's rate (its own is {source.sample_rate:g} Hz); "
+                f"set the device or its server to {sample_rate} Hz, or choose another with --input and --output"
+            ) from None
+        if code == _INVALID_CHANNELS:
+            raise DeviceError(f"{names}: cannot open {channels} inputs and {outputs} outputs") from None
+        raise DeviceError(f"{names}: cannot be opened: {error.args[0]}") from None
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A sound file's rate, channels and length."""
+
+    path: Path
+    sample_rate: int
+    channels: int
+    frames: int
+
+
+def file_info(path: Path) -> FileInfo:
+    """Raises AudioFileError for a file that is missing, unreadable or empty."""
+    if not path.is_file():
+        raise AudioFileError(f"{path}: there is no such file")
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise AudioFileError(f"{path}: is not a sound file that can be read ({error})") from None
+    if info.frames <= 0:
+        raise AudioFileError(f"{path}: is empty")
+    return FileInfo(path, info.samplerate, info.channels, info.frames)
+
+
+def read_blocks(path: Path, block: int) -> Iterator[NDArray[np.float32]]:
+    """Blocks [channels, up to block] of a sound file in order. Raises AudioFileError when it breaks off."""
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            while len(frames := file.read(block, dtype="float32", always_2d=True)):
+                yield np.ascontiguousarray(frames.T)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise AudioFileError(f"{path}: cannot be read to its end ({error})") from None
+
+
+class AudioWriter:
+    """A sound file that appears under its name only when it is whole; the suffix chooses the format.
+
+    As a context: left by an exception (a full disk included), it leaves no file behind.
+    """
+
+    def __init__(self, path: Path, sample_rate: int, channels: int) -> None:
+        suffix = path.suffix.lower()
+        if suffix not in AUDIO_SUFFIXES:
+            raise AudioFileError(f"{path}: '{suffix}' is none of {', '.join(AUDIO_SUFFIXES)}")
+        self.path, self.frames = path, 0
+        self._temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{suffix}")
+        subtype = "PCM_24" if suffix in (".wav", ".flac", ".aif", ".aiff", ".caf") else None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = soundfile.SoundFile(
+                str(self._temporary), "w", sample_rate, channels, subtype=subtype or _subtype(suffix)
+            )
+        except (soundfile.SoundFileError, OSError, ValueError) as error:
+            self._temporary.unlink(missing_ok=True)
+            raise AudioFileError(f"{path}: cannot be written ({error})") from None
+
+    def write(self, block: NDArray[np.float32]) -> None:
+        """Append [channels, frames]. Raises AudioFileError when the disk is full."""
+        try:
+            self._file.write(block.T)
+            self._file.flush()
+        except (soundfile.SoundFileError, OSError) as error:
+            raise AudioFileError(f"{self.path}: cannot be written ({error}); is the disk full?") from None
+        self.frames += block.shape[1]
+
+    def commit(self) -> None:
+        """Finish the file and give it its name."""
+        try:
+            self._file.close()
+            written = soundfile.info(str(self._temporary)).frames
+            # A full disk shows itself only in what arrived.
+            if self.path.suffix.lower() in (".wav", ".flac", ".aif", ".aiff", ".caf") and written != self.frames:
+                raise AudioFileError(f"{self.path}: only {written} of {self.frames} frames fit; is the disk full?")
+            self._temporary.replace(self.path)
+        except (soundfile.SoundFileError, OSError) as error:
+            self._temporary.unlink(missing_ok=True)
+            raise AudioFileError(f"{self.path}: cannot be written ({error})") from None
+        except AudioFileError:
+            self._temporary.unlink(missing_ok=True)
+            raise
+
+    def salvage(self) -> None:
+        """After a full disk: give the name to the whole file that fits, however short. Raises AudioFileError if none."""
+        with contextlib.suppress(soundfile.SoundFileError, OSError):
+            self._file.close()
+        try:
+            self.frames = soundfile.info(str(self._temporary)).frames
+            self._temporary.replace(self.path)
+        except (soundfile.SoundFileError, OSError) as error:
+            self._temporary.unlink(missing_ok=True)
+            raise AudioFileError(f"{self.path}: nothing could be saved ({error})") from None
+
+    def discard(self) -> None:
+        """Leave no file behind."""
+        with contextlib.suppress(Exception):
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.discard()
+
+
+def _subtype(suffix: str) -> str | None:
+    return {".opus": "OPUS", ".ogg": "VORBIS", ".mp3": "MPEG_LAYER_III"}.get(suffix)

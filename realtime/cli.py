@@ -1,0 +1,398 @@
+"""The ``restyle`` command. Heavy imports happen inside the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+COMMAND_GROUP = "restyle.commands"
+
+
+class _Commands(TyperGroup):
+    """Commands of this file, and those that other packages add through entry points, loaded when asked for."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        return [*super().list_commands(ctx), *(point.name for point in entry_points(group=COMMAND_GROUP))]
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        for point in entry_points(group=COMMAND_GROUP, name=cmd_name):
+            single = typer.Typer(add_completion=False)
+            single.command(cmd_name)(point.load())
+            return typer.main.get_command(single)
+        return None
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ModelOption = Annotated[Path | None, typer.Option("--model", "-m", help="Model file; default: the shipped one.")]
+ProviderOption = Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")]
+
+
+@app.callback()
+def _about() -> None:
+    """Play one instrument, hear another, 5 ms later."""
+
+
+def _model(path: Path | None) -> Path:
+    from realtime.bundle import DEFAULT_MODEL
+
+    return DEFAULT_MODEL if path is None else path
+
+
+def _fail(what: str, error: object) -> typer.Exit:
+    Console(stderr=True).print(f"[red]{what}:[/] ", end="")
+    Console(stderr=True).print(str(error), soft_wrap=True, highlight=False, markup=False)
+    return typer.Exit(1)
+
+
+@app.command()
+def devices(as_json: JsonOption = False) -> None:
+    """Audio devices and MIDI ports, with the defaults marked.
+
+    Example: restyle devices
+    """
+    from realtime import midi
+    from realtime.audio import DeviceError, list_devices
+
+    problem = ""
+    try:
+        audio = list_devices()
+    except DeviceError as error:
+        audio, problem = [], str(error)
+    ports_in, ports_out = midi.list_ports("input"), midi.list_ports("output")
+    if as_json:
+        listing = {
+            "audio": [asdict(device) for device in audio],
+            "midi_inputs": [{"index": i, "api": api, "name": name} for i, (api, name) in enumerate(ports_in)],
+            "midi_outputs": [{"index": i, "api": api, "name": name} for i, (api, name) in enumerate(ports_out)],
+            "problem": problem,
+        }
+        print(json.dumps(listing))
+        return
+    console = Console()
+    if audio:
+        table = Table("index", "audio device", "host API", "in", "out", "rate", "default")
+        for device in audio:
+            marks = " ".join(
+                mark for mark, on in (("input", device.default_input), ("output", device.default_output)) if on
+            )
+            table.add_row(
+                str(device.index),
+                device.name,
+                device.host_api,
+                str(device.inputs),
+                str(device.outputs),
+                f"{device.sample_rate:g}",
+                marks,
+            )
+        console.print(table)
+    else:
+        console.print(f"no audio device{f' ({problem})' if problem else ''}")
+    for title, ports in (("MIDI inputs", ports_in), ("MIDI outputs", ports_out)):
+        console.print(f"{title}: {'' if ports else 'none'}")
+        for index, (api, name) in enumerate(ports):
+            console.print(f"  {index}: {name} ({api})", highlight=False)
+
+
+@app.command()
+def info(
+    model: Annotated[Path | None, typer.Argument(help="Model file; default: the shipped one.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The model card: styles, latency, states, training, licences.
+
+    Example: restyle info violin.onnx
+    """
+    from realtime.bundle import BundleError, read_bundle
+
+    path = _model(model)
+    try:
+        bundle = read_bundle(path)
+    except BundleError as error:
+        raise _fail("cannot read the model", error) from None
+    manifest = bundle.manifest
+    if as_json:
+        print(manifest.to_json())
+        return
+    console, spec, card = Console(), manifest.spectral, manifest.card
+    console.print(f"[bold]{manifest.name}[/] ({manifest.kind}), {len(bundle.graph) / 1e6:.2f} MB: {card.description}")
+    console.print(
+        f"{spec.sample_rate} Hz, hop {spec.hop_samples}, windows {spec.analysis_window_samples} and "
+        f"{spec.synthesis_window_samples}; latency {manifest.latency_samples} samples "
+        f"({1e3 * manifest.latency_samples / spec.sample_rate:.2f} ms); {manifest.weight_count:,} weights"
+    )
+    table = Table("style", "label", "MIDI program", "loudness LUFS")
+    for style in manifest.styles:
+        table.add_row(style.id, style.label, str(style.program), f"{style.loudness_lufs:.1f}")
+    console.print(table)
+    states = ", ".join(f"{state.name} {list(state.shape)}" for state in manifest.states)
+    console.print(f"states: {states}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"trained: objective {card.objective}, {card.steps} steps, {card.training_minutes:g} minutes, {card.date}, "
+        f"commit {card.commit or 'unknown'}"
+    )
+    console.print("metrics: " + ", ".join(f"{name} {value:g}" for name, value in card.metrics.items()))
+    console.print("training recordings:")
+    for source in card.sources:
+        console.print(
+            f"  {source.style}: {source.recordings} recordings, {source.minutes:g} minutes, {source.licence}: "
+            f"{source.attribution}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+@app.command()
+def live(
+    model: ModelOption = None,
+    style: Annotated[str | None, typer.Option(help="First style, or a mix: violin=0.7,choir=0.3")] = None,
+    morph_to: Annotated[str | None, typer.Option(help="The second style, which the morph control moves to.")] = None,
+    dry_wet: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="0 dry, 1 wet.")] = None,
+    input_: Annotated[str | None, typer.Option("--input", help="Audio input: index or part of the name.")] = None,
+    output: Annotated[str | None, typer.Option(help="Audio output: index or part of the name.")] = None,
+    channels: Annotated[int, typer.Option(min=1, max=64, help="Input channels to restyle.")] = 1,
+    block: Annotated[int, typer.Option(min=0, max=8192, help="Block in samples; 0: the driver's own.")] = 0,
+    midi: Annotated[
+        str | None, typer.Option(help="MIDI port (index, part of the name, 'virtual') or file; default: all ports.")
+    ] = None,
+    midi_map: Annotated[Path | None, typer.Option("--map", help="TOML file: which controller moves what.")] = None,
+    provider: ProviderOption = "cpu",
+    record: Annotated[Path | None, typer.Option(help="Folder for input.wav, output.wav and performance.png.")] = None,
+    clip: Annotated[Path | None, typer.Option(help="Perform a sound file at real-time pace instead of a device.")] = None,
+    loop: Annotated[bool, typer.Option(help="Play the clip round and round.")] = False,
+    seconds: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time; default: at Ctrl-C.")] = None,
+) -> None:
+    """Perform: audio in, restyled audio out, MIDI in command. Ctrl-C ends.
+
+    Example: restyle live --style violin --midi pad --record take1
+    """
+    from realtime.audio import AudioFileError
+    from realtime.bundle import BundleError, StyleError
+    from realtime.live import LiveSettings, NoAudioDeviceError, Performance, PerformanceError
+    from realtime.midi import MidiError, MidiMap
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    console = Console()
+    try:
+        settings = LiveSettings(
+            model=_model(model),
+            style=style,
+            second_style=morph_to,
+            dry_wet=dry_wet,
+            input_device=input_,
+            output_device=output,
+            channels=channels,
+            block=block,
+            midi=midi,
+            midi_map=MidiMap.load(midi_map) if midi_map else MidiMap(),
+            provider=provider,
+            record=record,
+            clip=clip,
+            loop=loop,
+        )
+        try:
+            _perform(Performance(settings), console, seconds)
+        except NoAudioDeviceError as error:
+            settings = settings.without_device()
+            console.print(
+                f"{error}: performing the bundled clip at real-time pace, into {settings.record}/",
+                soft_wrap=True,
+                highlight=False,
+            )
+            _perform(Performance(settings), console, seconds)
+    except (BundleError, StyleError, MidiError, AudioFileError, PerformanceError) as error:
+        raise _fail("cannot perform", error) from None
+
+
+def _perform(performance: Any, console: Console, seconds: float | None) -> None:
+    """Run until the clip ends, the time is over or Ctrl-C; then say what happened and what was left."""
+    from rich.live import Live
+
+    from realtime.panel import latency_line, panel, source_line, status_line
+
+    stop_asked = False
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal stop_asked
+        del number, frame
+        stop_asked = True
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with performance:
+            if not console.is_terminal:
+                console.print(f"performing: {source_line(performance)}", soft_wrap=True, highlight=False)
+            started, said = time.monotonic(), 0.0
+            screen = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+            if screen:
+                screen.start()
+            try:
+                while not performance.poll() and not stop_asked:
+                    now = time.monotonic()
+                    if seconds is not None and now - started >= seconds:
+                        break
+                    if screen:
+                        screen.update(panel(performance, performance.status()), refresh=True)
+                    elif now - said >= 2.0:
+                        said = now
+                        console.print(status_line(performance.status()), soft_wrap=True, highlight=False)
+                    time.sleep(0.1)
+            finally:
+                if screen:
+                    screen.stop()
+                summary = performance.stop()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    status = summary.status
+    console.print(status_line(status), soft_wrap=True, highlight=False)
+    console.print(
+        f"latency {latency_line(performance.manifest, int(status.meters.block))}", soft_wrap=True, highlight=False
+    )
+    if status.recorder_problem:
+        console.print(f"[yellow]recording:[/] {status.recorder_problem}", soft_wrap=True, highlight=False)
+    for path in summary.files:
+        console.print(f"left: {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def render(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Sound file or folder.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Sound file or folder.")],
+    model: ModelOption = None,
+    style: Annotated[str | None, typer.Option(help="Style, or a mix: violin=0.7,choir=0.3")] = None,
+    midi: Annotated[Path | None, typer.Option(help="MIDI file that performs the styles.")] = None,
+    midi_map: Annotated[Path | None, typer.Option("--map", help="TOML file: which controller moves what.")] = None,
+    dry_wet: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="0 dry, 1 wet.")] = None,
+    provider: ProviderOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Files or folders through the engine, faster than real time; output lines up with input to the sample.
+
+    Example: restyle render guitar.wav violin.wav --style violin
+    """
+    from rich.progress import Progress
+
+    from realtime.audio import AudioFileError
+    from realtime.bundle import BundleError, StyleError, read_bundle
+    from realtime.controls import Performer, hold_mix
+    from realtime.midi import MidiError, MidiMap, read_midi_file
+    from realtime.render import plan_files, render_file
+    from realtime.stream import ProviderError
+
+    console = Console(stderr=True)
+    done, failed = [], []
+    try:
+        bundle = read_bundle(_model(model))
+        events = read_midi_file(midi) if midi else []
+        mapped = MidiMap.load(midi_map) if midi_map else MidiMap()
+        pairs = plan_files(source, target)
+
+        def performer() -> Performer:
+            fresh = Performer(bundle.manifest)
+            if style:
+                hold_mix(fresh, style)
+            if dry_wet is not None:
+                fresh.set("dry_wet", dry_wet)
+            return fresh
+
+        performer()
+        with Progress(console=console, transient=True, disable=as_json) as progress:
+            for path, out in pairs:
+                task = progress.add_task(path.name, total=1.0)
+                try:
+                    started = time.perf_counter()
+                    result = render_file(
+                        bundle,
+                        path,
+                        out,
+                        performer(),
+                        events,
+                        mapped,
+                        provider,
+                        lambda at, of, task=task: progress.update(task, completed=at / of),
+                    )
+                    elapsed = time.perf_counter() - started
+                    speed = result.frames / result.sample_rate / elapsed
+                    done.append({**asdict(result), "source": str(path), "target": str(out), "speed": round(speed, 2)})
+                except AudioFileError as error:
+                    if len(pairs) == 1:
+                        raise
+                    failed.append(str(error))
+    except (BundleError, StyleError, MidiError, AudioFileError, ProviderError) as error:
+        raise _fail("cannot render", error) from None
+    if as_json:
+        print(json.dumps({"rendered": done, "failed": failed}))
+    else:
+        for item in done:
+            seconds = item["frames"] / item["sample_rate"]
+            print(f"{item['target']}: {seconds:.2f} s, {item['speed']:.1f} times real time")
+        for problem in failed:
+            console.print(f"[yellow]skipped:[/] {problem}", soft_wrap=True, highlight=False)
+        if len(pairs) > 1:
+            print(f"{len(done)} rendered, {len(failed)} skipped")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    model: Annotated[Path | None, typer.Argument(help="Model file; default: the shipped one.")] = None,
+    provider: ProviderOption = "cpu",
+    hops: Annotated[int, typer.Option(min=500, help="Hops to time.")] = 10_000,
+    startup: Annotated[bool, typer.Option(help="Also time imports, 'restyle live' and 'restyle render'.")] = True,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the time per hop to this PNG.")] = None,
+) -> None:
+    """Where the time goes: latency measured by perturbation, time per hop, overhead, start-up, render speed.
+
+    Example: restyle bench --json bench.json --plot bench.png
+    """
+    from realtime.bench import draw, measure, table
+    from realtime.bundle import BundleError
+    from realtime.stream import ProviderError
+
+    console = Console()
+    try:
+        with Console(stderr=True).status("measuring"):
+            figures, times = measure(_model(model), provider, hops, startup)
+    except (BundleError, ProviderError) as error:
+        raise _fail("cannot measure", error) from None
+    console.print(table(figures))
+    try:
+        if json_path:
+            json_path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        if plot:
+            draw(plot, figures, times)
+    except OSError as error:
+        raise _fail("cannot write", error) from None
+
+
+def main() -> None:
+    """Entry point: 0 done, 1 failed, 2 usage."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""The audio process: a source, the processor, a sink, and nothing else that runs Python.
+
+It is started by ``live`` in a fresh interpreter. Controls come in and meters go out through shared memory; the pipe
+says 'ready', 'error' and 'ended', and hears 'stop'. If the parent goes away, the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime.audio import (
+    AudioFileError,
+    Device,
+    DeviceError,
+    NoDeviceError,
+    file_info,
+    find_device,
+    list_devices,
+    open_duplex,
+    portaudio,
+    read_blocks,
+)
+from realtime.bundle import BundleError, read_bundle
+from realtime.controls import Controls
+from realtime.processor import Processor, RateError
+from realtime.ring import Mailbox, Ring
+from realtime.stream import ProviderError
+
+MAX_BLOCK = 8192
+CLIENT_NAME = "restyle"
+HOP_FIELDS = ("hop_ms", "graph_ms")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """All that the audio process needs to know; ``clip`` plays a file at its own pace instead of a device."""
+
+    model: Path
+    provider: str
+    channels: int
+    block: int
+    input_device: str | None
+    output_device: str | None
+    clip: Path | None
+    loop: bool
+    controls_name: str
+    meters_name: str
+    hops_name: str
+    sound_name: str | None
+
+
+@dataclass(frozen=True)
+class EngineMeters:
+    """A snapshot of the audio process; ``alive_at`` is its last sign of life on the system's monotonic clock."""
+
+    frames: float = 0.0
+    alive_at: float = 0.0
+    block: float = 0.0
+    input_rms: float = 0.0
+    output_rms: float = 0.0
+    xruns: float = 0.0
+    misses: float = 0.0
+    bad_input_hops: float = 0.0
+    bad_output_hops: float = 0.0
+    errors: float = 0.0
+
+    def pack(self) -> NDArray[np.float64]:
+        return np.array(list(vars(self).values()), dtype=np.float64)
+
+    @classmethod
+    def unpack(cls, values: NDArray[np.float64]) -> EngineMeters:
+        return cls(*values.tolist())
+
+
+METER_COUNT = len(EngineMeters().pack())
+
+
+class Engine:
+    """The processor between shared memory and whoever brings blocks; ``run_block`` belongs to the audio thread."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self.bundle = read_bundle(settings.model)
+        self.processor = Processor(self.bundle, settings.provider)
+        self.sample_rate = self.bundle.manifest.spectral.sample_rate
+        self._controls = Mailbox.attach(settings.controls_name)
+        self._meters = Mailbox.attach(settings.meters_name)
+        self._hops = Ring.attach(settings.hops_name)
+        self._sound = Ring.attach(settings.sound_name) if settings.sound_name else None
+        channels = settings.channels
+        if self._controls.changed():
+            self.processor.controls = Controls.unpack(self._controls.read())
+        self.processor.prepare(self.sample_rate, MAX_BLOCK, channels)
+        self._in = np.zeros((channels, MAX_BLOCK), np.float32)
+        self.out = np.zeros((channels, MAX_BLOCK), np.float32)
+        self._record = np.zeros((MAX_BLOCK, 2 * channels), np.float32)
+        self._hop_budget_ms = 1e3 * self.bundle.manifest.spectral.hop_seconds
+        self.frames = 0
+        self.xruns = 0
+        self.misses = 0
+        self.errors = 0
+
+    def run_block(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
+        """block [channels, up to MAX_BLOCK] -> the same shape, valid until the next call. Never raises, never waits."""
+        samples = block.shape[1]
+        out = self.out[:, :samples]
+        if self._controls.changed():
+            self.processor.controls = Controls.unpack(self._controls.read())
+        try:
+            self.processor.process(block, out)
+        except Exception:
+            # Silence for one block beats an audio thread that is gone; the count is shown.
+            self.errors += 1
+            out[:] = 0.0
+        self.frames += samples
+        self._report(samples)
+        if self._sound is not None:
+            channels = self.settings.channels
+            self._record[:samples, :channels] = block.T
+            self._record[:samples, channels:] = out.T
+            self._sound.push(self._record[:samples])
+        return out
+
+    def _report(self, samples: int) -> None:
+        meters = self.processor.meters
+        times = self.processor.take_hop_times()
+        if len(times):
+            self.misses += int((times[:, 0] > self._hop_budget_ms).sum())
+            self._hops.push(times)
+        self._meters.write(
+            np.array(
+                (
+                    self.frames,
+                    time.monotonic(),
+                    samples,
+                    meters.input_rms,
+                    meters.output_rms,
+                    self.xruns,
+                    self.misses,
+                    meters.bad_input_hops,
+                    meters.bad_output_hops,
+                    self.errors,
+                )
+            )
+        )
+
+    def on_audio(self, source: NDArray[np.float32], sink: NDArray[np.float32], frames: int, _: Any, status: Any) -> None:
+        """PortAudio's callback: source [frames, inputs], sink [frames, outputs]."""
+        if status:
+            self.xruns += 1
+        channels = self.settings.channels
+        at = 0
+        while at < frames:
+            count = min(MAX_BLOCK, frames - at)
+            block = self._in[:, :count]
+            block[:] = source[at : at + count, :channels].T
+            out = self.run_block(block)
+            sink[at : at + count] = out.T if channels == sink.shape[1] else out[:1].T
+            at += count
+
+    def close(self) -> None:
+        for shared in (self._controls, self._meters, self._hops, self._sound):
+            if shared is not None:
+                shared.close()
+
+
+def engine_process(settings: EngineSettings, pipe: Connection) -> None:
+    """The audio process's main function."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and says 'stop'
+    engine = None
+    try:
+        engine = Engine(settings)
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        sys.setswitchinterval(5e-4)
+        if settings.clip is not None:
+            _play_clip(engine, settings.clip, pipe)
+        else:
+            _play_device(engine, pipe)
+        pipe.send(("ended", ""))
+    except NoDeviceError as error:
+        pipe.send(("no_device", str(error)))
+    except (BundleError, DeviceError, AudioFileError, ProviderError, RateError) as error:
+        pipe.send(("error", str(error)))
+    except (BrokenPipeError, EOFError):
+        pass
+    except Exception:
+        with contextlib.suppress(OSError):
+            pipe.send(("error", f"the audio process failed:\n{traceback.format_exc()}"))
+    finally:
+        if engine is not None:
+            engine.close()
+
+
+def _stop_asked(pipe: Connection, seconds: float) -> bool:
+    """Wait that long for 'stop'; a parent that is gone counts as one."""
+    try:
+        return pipe.poll(seconds) and pipe.recv() == "stop"
+    except (EOFError, OSError):
+        return True
+
+
+def choose_devices(settings: EngineSettings) -> tuple[Device, Device]:
+    """Input and output device for the settings. Raises DeviceError."""
+    devices = list_devices()
+    source = find_device(devices, settings.input_device, "input")
+    wanted = settings.output_device
+    if wanted is None and settings.input_device is not None and source.outputs:
+        return source, source
+    return source, find_device(devices, wanted, "output")
+
+
+def _play_device(engine: Engine, pipe: Connection) -> None:
+    settings = engine.settings
+    sd = portaudio(CLIENT_NAME)
+    source, sink = choose_devices(settings)
+    block = settings.block
+    if not block and "JACK" not in source.host_api:
+        # JACK sets the length itself, and any fixed one would add its own delay there.
+        block = engine.processor.hop_samples
+    stream = open_duplex(sd, source, sink, engine.sample_rate, block, settings.channels, engine.on_audio)
+    with contextlib.suppress(Exception):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(20))
+    stream.start()
+    delays = {"device_in_ms": 1e3 * stream.latency[0], "device_out_ms": 1e3 * stream.latency[1]}
+    pipe.send(("ready", {"input": asdict(source), "output": asdict(sink), "block": block, **delays}))
+    while not _stop_asked(pipe, 0.1):
+        if not stream.active:
+            raise DeviceError(f"'{source.name}' or '{sink.name}' went away during the performance")
+    stream.abort()
+    stream.close()
+
+
+def _play_clip(engine: Engine, clip: Path, pipe: Connection) -> None:
+    """A file at real-time pace: each block is processed when its last sample would have been played."""
+    import soxr
+
+    settings, rate = engine.settings, engine.sample_rate
+    info = file_info(clip)
+    block = settings.block or engine.processor.hop_samples
+    audio = np.concatenate(list(read_blocks(clip, 65_536)), axis=1)
+    if info.sample_rate != rate:
+        audio = soxr.resample(audio.T, info.sample_rate, rate).T
+    if audio.shape[0] > settings.channels:
+        audio = audio[: settings.channels] if settings.channels > 1 else audio.mean(axis=0, keepdims=True)
+    audio = np.ascontiguousarray(np.resize(audio, (settings.channels, audio.shape[1])), dtype=np.float32)
+    total = math.ceil((audio.shape[1] + engine.processor.latency_samples) / block) * block
+    audio = np.pad(audio, ((0, 0), (0, total - audio.shape[1])))
+    with contextlib.suppress(Exception):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(20))
+    pipe.send(("ready", {"clip": str(clip), "block": block}))
+    start, at, played = time.perf_counter(), 0, 0
+    while at < total:
+        wait = start + (played + block) / rate - time.perf_counter()
+        if wait > 0:
+            time.sleep(wait)
+        elif wait < -block / rate:
+            engine.xruns += 1
+            start -= wait  # time slips, as it would on a device; nothing is played faster to catch up
+        engine.run_block(audio[:, at : at + block])
+        at += block
+        played += block
+        if settings.loop and at >= total:
+            at = 0
+        if played % (block * 32) == 0 and _stop_asked(pipe, 0):
+            return

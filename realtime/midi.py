@@ -1,0 +1,289 @@
+"""MIDI: ports, decoding, and the map from messages to the performance."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dacite
+
+from realtime.audio import quiet_libraries
+from realtime.controls import Performer
+
+logger = logging.getLogger(__name__)
+
+CLIENT_NAME = "restyle"
+VIRTUAL = "virtual"
+
+
+class MidiError(RuntimeError):
+    """A MIDI port, file or map that cannot be used; the text lists what there is or names the field."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One channel message; ``data`` has the number of bytes that its kind has in ``KINDS``."""
+
+    kind: str
+    channel: int
+    data: tuple[int, ...]
+
+
+KINDS: dict[int, tuple[str, int]] = {
+    0x8: ("note_off", 2),
+    0x9: ("note_on", 2),
+    0xA: ("key_pressure", 2),
+    0xB: ("control_change", 2),
+    0xC: ("program_change", 1),
+    0xD: ("channel_pressure", 1),
+    0xE: ("pitch_bend", 2),
+}
+"""High four bits of the status byte -> kind and number of data bytes (MIDI 1.0 Detailed Specification, table 1)."""
+
+
+def decode(data: Sequence[int]) -> Message | None:
+    """One whole message as a driver delivers it -> Message; None for system messages and for garbage, never an error."""
+    if not data or not 0x80 <= data[0] < 0xF0:
+        return None
+    kind, size = KINDS[data[0] >> 4]
+    if len(data) != 1 + size or any(not 0 <= byte <= 0x7F for byte in data[1:]):
+        return None
+    values = tuple(int(byte) for byte in data[1:])
+    if kind == "note_on" and values[1] == 0:
+        kind = "note_off"
+    return Message(kind, data[0] & 0x0F, values)
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a channel message; the inverse of ``decode``."""
+    status = next(high for high, (kind, _) in KINDS.items() if kind == message.kind)
+    return bytes([status << 4 | message.channel, *message.data])
+
+
+@dataclass(frozen=True)
+class MidiMap:
+    """Which message moves what. ``channel`` -1 listens to all; controllers map number -> parameter id."""
+
+    channel: int = -1
+    first_note: int = 36
+    second_style_controller: int = 3
+    controllers: dict[str, int] = field(
+        default_factory=lambda: {"morph": 1, "output_gain_db": 7, "dry_wet": 12, "input_gain_db": 13}
+    )
+
+    def __post_init__(self) -> None:
+        numbers = {"second_style_controller": self.second_style_controller, **self.controllers}
+        for name, number in numbers.items():
+            if not 0 <= number < 120:
+                raise ValueError(f"{name}: controller {number} is outside 0..119")
+        if len(set(numbers.values())) < len(numbers):
+            raise ValueError("controllers: two parameters share one controller number")
+        if not -1 <= self.channel <= 15:
+            raise ValueError(f"channel: {self.channel} is outside 0..15 (-1 for all)")
+        if not 0 <= self.first_note <= 127:
+            raise ValueError(f"first_note: {self.first_note} is outside 0..127")
+
+    @classmethod
+    def load(cls, path: Path) -> MidiMap:
+        """Read a TOML map; MidiError names file and field."""
+        try:
+            return dacite.from_dict(cls, tomllib.loads(path.read_text("utf-8")), dacite.Config(strict=True))
+        except FileNotFoundError:
+            raise MidiError(f"{path}: there is no such file") from None
+        except (OSError, ValueError, dacite.DaciteError) as error:
+            raise MidiError(f"{path}: {error}") from None
+
+
+SUSTAIN_PEDAL, ALL_SOUND_OFF, ALL_NOTES_OFF = 64, 120, 123
+
+
+def apply(message: Message, performer: Performer, midi_map: MidiMap) -> bool:
+    """Let a message act on the performance; True if it meant something. Any message is safe at any time.
+
+    Program change selects; held notes blend, weighted by velocity, the styles of the model's list from
+    ``first_note`` upwards, round and round; controllers move parameters over their range, 64 being the default of
+    those that go both ways.
+    """
+    if midi_map.channel not in (-1, message.channel):
+        return False
+    match message.kind, message.data:
+        case "program_change", (program,):
+            style = performer.style_of_program(program)
+            if style is None:
+                return False
+            performer.select(style.id)
+        case "note_on", (note, velocity):
+            styles = performer.manifest.styles
+            performer.hold(note, styles[(note - midi_map.first_note) % len(styles)], velocity)
+        case "note_off", (note, _):
+            performer.release(note)
+        case "control_change", (number, value):
+            return _control(number, value, performer, midi_map)
+        case _:
+            return False
+    return True
+
+
+def _control(number: int, value: int, performer: Performer, midi_map: MidiMap) -> bool:
+    if number == SUSTAIN_PEDAL:
+        performer.pedal(value >= 64)
+        return True
+    if number in (ALL_SOUND_OFF, ALL_NOTES_OFF):
+        performer.release_all()
+        return True
+    if number == midi_map.second_style_controller:
+        style = performer.style_of_program(value)
+        if style is not None:
+            performer.select_second(style.id)
+        return style is not None
+    for parameter_id, controller in midi_map.controllers.items():
+        if controller == number and parameter_id in performer.parameters:
+            performer.set(parameter_id, controller_value(value, performer, parameter_id))
+            return True
+    return False
+
+
+def controller_value(value: int, performer: Performer, parameter_id: str) -> float:
+    """0..127 -> the parameter's range; where the default lies inside the range, 64 is the default."""
+    parameter = performer.parameters[parameter_id]
+    low, middle, high = parameter.minimum, parameter.default, parameter.maximum
+    if not low < middle < high:
+        return low + (high - low) * value / 127
+    if value <= 64:
+        return low + (middle - low) * value / 64
+    return middle + (high - middle) * (value - 64) / 63
+
+
+def read_midi_file(path: Path) -> list[tuple[float, bytes]]:
+    """Channel messages of a standard MIDI file as (seconds from the start, bytes), in order. Raises MidiError."""
+    import mido
+
+    if not path.is_file():
+        raise MidiError(f"{path}: there is no such file")
+    try:
+        events, seconds = [], 0.0
+        for message in mido.MidiFile(str(path)):
+            seconds += message.time
+            if not message.is_meta and message.type != "sysex":
+                events.append((seconds, bytes(message.bytes())))
+    except Exception as error:
+        raise MidiError(f"{path}: is not a standard MIDI file ({error or type(error).__name__})") from None
+    return events
+
+
+def _backends() -> list[tuple[str, Any]]:
+    """(name, RtMidi API) of what this build has and this machine can open, in order of preference."""
+    # Asking for MIDI must not start an audio server.
+    os.environ.setdefault("JACK_NO_START_SERVER", "1")
+    import rtmidi
+
+    usable = []
+    for api in rtmidi.get_compiled_api():
+        if api == rtmidi.API_RTMIDI_DUMMY:
+            continue
+        try:
+            with quiet_libraries():
+                probe = rtmidi.MidiIn(api, name=f"{CLIENT_NAME}-probe")
+                probe.get_ports()
+                probe.delete()
+        except Exception as error:
+            logger.debug("MIDI API %s: %s", api, error)
+            continue
+        usable.append((rtmidi.get_api_display_name(api), api))
+    return usable
+
+
+def list_ports(direction: str = "input") -> list[tuple[str, str]]:
+    """(API, port name) of every MIDI port that can be opened; empty where there is no MIDI at all."""
+    import rtmidi
+
+    ports = []
+    for name, api in _backends():
+        client = (rtmidi.MidiIn if direction == "input" else rtmidi.MidiOut)(api, name=f"{CLIENT_NAME}-probe")
+        ports += [(name, port) for port in client.get_ports()]
+        client.delete()
+    return ports
+
+
+class MidiInputs:
+    """Open MIDI inputs; every message reaches ``on_message`` on a thread of RtMidi's."""
+
+    def __init__(self, wanted: str | None, on_message: Callable[[bytes], None]) -> None:
+        """``wanted``: an index of ``list_ports``, part of a port's name, 'virtual', or None for all ports there are.
+
+        Raises MidiError, with the list, when a wanted port does not exist.
+        """
+        self.names: list[str] = []
+        self._open: list[Any] = []
+        self._on_message = on_message
+        backends = _backends()
+        if wanted is not None and not backends:
+            raise MidiError(f"MIDI port '{wanted}': this machine has no MIDI (neither a sequencer nor a JACK server)")
+        if wanted is None or wanted.casefold() == VIRTUAL:
+            self._open_virtual(backends)
+        if wanted is None:
+            for port in range(len(list_ports())):
+                self._open_port(backends, port)
+        elif wanted.casefold() != VIRTUAL:
+            self._open_port(backends, self._choose(wanted))
+
+    def _choose(self, wanted: str) -> int:
+        ports = list_ports()
+        listing = "; ".join(f"{i}: {name} ({api})" for i, (api, name) in enumerate(ports)) or "none"
+        if wanted.strip().isdigit():
+            if int(wanted) < len(ports):
+                return int(wanted)
+            raise MidiError(f"MIDI port {wanted} does not exist; there are: {listing}; or '{VIRTUAL}'")
+        found = [i for i, (_, name) in enumerate(ports) if wanted.casefold() in name.casefold()]
+        if not found:
+            raise MidiError(f"no MIDI port is called '{wanted}'; there are: {listing}; or '{VIRTUAL}'")
+        if len(found) > 1:
+            raise MidiError(f"'{wanted}' fits several MIDI ports, give the index: {listing}")
+        return found[0]
+
+    def _listen(self, client: Any, name: str) -> None:
+        client.ignore_types(sysex=True, timing=True, active_sense=True)
+        client.set_callback(lambda event, _: self._on_message(bytes(event[0])))
+        self._open.append(client)
+        self.names.append(name)
+
+    def _open_virtual(self, backends: list[tuple[str, Any]]) -> None:
+        import rtmidi
+
+        for name, api in backends:
+            with contextlib.suppress(Exception):
+                client = rtmidi.MidiIn(api, name=CLIENT_NAME)
+                client.open_virtual_port("in")
+                self._listen(client, f"virtual port '{CLIENT_NAME}' ({name})")
+                return
+
+    def _open_port(self, backends: list[tuple[str, Any]], index: int) -> None:
+        import rtmidi
+
+        for name, api in backends:
+            client = rtmidi.MidiIn(api, name=CLIENT_NAME)
+            ports = client.get_ports()
+            if index >= len(ports):
+                index -= len(ports)
+                client.delete()
+                continue
+            if CLIENT_NAME in ports[index] or "midi through" in ports[index].casefold():
+                client.delete()
+                return
+            client.open_port(index, "in")
+            self._listen(client, f"{ports[index]} ({name})")
+            return
+
+    def close(self) -> None:
+        for client in self._open:
+            with contextlib.suppress(Exception):
+                client.cancel_callback()
+                client.close_port()
+                client.delete()
+        self._open.clear()

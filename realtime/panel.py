@@ -1,0 +1,97 @@
+"""What a performer sees in the terminal."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from realtime.bundle import Manifest
+from realtime.live import Performance, Status
+
+BAR_WIDTH = 30
+
+
+def level_db(rms: float) -> float:
+    """Root mean square in dBFS, not below -100."""
+    return 20.0 * math.log10(max(rms, 1e-5))
+
+
+def _bar(share: float, colour: str) -> Text:
+    filled = round(min(1.0, max(0.0, share)) * BAR_WIDTH)
+    return Text("█" * filled, style=colour) + Text("·" * (BAR_WIDTH - filled), style="dim")
+
+
+def latency_line(manifest: Manifest, block: int) -> str:
+    """The latency as a sum with named terms, in samples and ms."""
+    spec = manifest.spectral
+    total = spec.latency_samples + 2 * block
+    return (
+        f"{1e3 * spec.latency_samples / spec.sample_rate:.2f} ms = hop {spec.hop_samples} + overlap "
+        f"{spec.stream_delay_samples} samples; with device blocks in {block} + out {block}: "
+        f"{1e3 * total / spec.sample_rate:.2f} ms"
+    )
+
+
+def source_line(performance: Performance) -> str:
+    """Where sound comes from and goes to."""
+    ready = performance.ready
+    if "clip" in ready:
+        return f"clip {ready['clip']}, at real-time pace"
+    return f"{ready['input']['name']} -> {ready['output']['name']} ({ready['input']['host_api']})"
+
+
+def panel(performance: Performance, status: Status) -> RenderableType:
+    """The whole panel: mix, levels, latency, time per hop, faults."""
+    meters, hop, budget = status.meters, status.hop_ms, status.hop_budget_ms
+    table = Table.grid(padding=(0, 2))
+    for label, weight in status.mix.items():
+        table.add_row("style", _bar(weight, "cyan"), f"{label} {weight:.0%}")
+    values = status.values
+    table.add_row("wet", _bar(values["dry_wet"], "cyan"), f"{values['dry_wet']:.0%}")
+    for name, rms, gain in (
+        ("in", meters.input_rms, values["input_gain_db"]),
+        ("out", meters.output_rms, values["output_gain_db"]),
+    ):
+        level = level_db(rms)
+        table.add_row(name, _bar((level + 60) / 60, "green"), f"{level:6.1f} dBFS, gain {gain:+.1f} dB")
+    colour = "green" if hop["p99"] < 0.5 * budget else "yellow" if hop["p99"] < budget else "red"
+    table.add_row(
+        "hop",
+        _bar(hop["p99"] / budget, colour),
+        f"p50 {hop['p50']:.2f}  p99 {hop['p99']:.2f}  max {hop['max']:.2f} of {budget:.2f} ms, "
+        f"headroom {max(0.0, status.headroom):.0%}",
+    )
+    faults = f"xruns {meters.xruns:.0f}, late hops {meters.misses:.0f}"
+    extra = {
+        "bad input": meters.bad_input_hops,
+        "bad output": meters.bad_output_hops,
+        "errors": meters.errors,
+        "recording dropped frames": status.dropped_frames,
+    }
+    faults += "".join(f", {name} {count:.0f}" for name, count in extra.items() if count)
+    lines: list[RenderableType] = [
+        Text(f"restyle  {performance.manifest.name}  {status.seconds:6.1f} s", style="bold"),
+        table,
+        Text(f"latency  {latency_line(performance.manifest, int(meters.block))}"),
+        Text(f"faults   {faults}", style="red" if meters.xruns or meters.misses or meters.errors else ""),
+        Text(f"sound    {source_line(performance)}"),
+        Text(f"MIDI     {', '.join(performance.midi_names) or 'none'}"),
+    ]
+    if status.recorded_seconds is not None:
+        text = status.recorder_problem or f"{status.recorded_seconds:.1f} s into {performance.settings.record}"
+        lines.append(Text(f"record   {text}", style="red" if status.recorder_problem else ""))
+    return Group(*lines)
+
+
+def status_line(status: Status) -> str:
+    """One line for a log or a pipe."""
+    mix = " + ".join(f"{label} {weight:.0%}" for label, weight in status.mix.items())
+    hop = status.hop_ms
+    return (
+        f"{status.seconds:6.1f} s  {mix}  in {level_db(status.meters.input_rms):.0f} out "
+        f"{level_db(status.meters.output_rms):.0f} dBFS  hop p50 {hop['p50']:.2f} p99 {hop['p99']:.2f} ms  "
+        f"headroom {max(0.0, status.headroom):.0%}  xruns {status.meters.xruns:.0f}  late {status.meters.misses:.0f}"
+    )
