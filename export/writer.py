@@ -105,6 +105,7 @@ def write_model(
     )
     graph = build_graph(model, manifest.style_dim, spec.hop_samples)
     _strip(graph)
+    _name_samples(graph, spec.hop_samples)
     graph.producer_name = "restyle"
     graph.metadata_props.add(key=MANIFEST_KEY, value=manifest.to_json())
     path = path.absolute()
@@ -189,6 +190,14 @@ def _commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return result.stdout.strip()
+
+
+def _name_samples(graph: onnx.ModelProto, hop_samples: int) -> None:
+    """Call the time axis of input and output ``samples``; the tracer calls it by its arithmetic."""
+    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == f"{hop_samples}*n":
+                dim.dim_param = "samples"
 
 
 def _strip(graph: onnx.ModelProto) -> None:

@@ -34,8 +34,13 @@ class Meters:
     bad_output_hops: int = 0
 
 
-def limit(x: NDArray[np.float32]) -> None:
-    """Bend samples above the knee smoothly towards full scale, in place; memoryless, so it adds no latency."""
+def limit(x: NDArray[np.float32], energy: float = math.inf) -> None:
+    """Bend samples above the knee smoothly towards full scale, in place; memoryless, so it adds no latency.
+
+    ``energy``, the sum of squares if it is known, rules out most hops at once.
+    """
+    if energy <= LIMITER_KNEE**2:
+        return
     magnitude = np.abs(x)
     if magnitude.max() <= LIMITER_KNEE:
         return
@@ -202,7 +207,7 @@ class Processor:
         before = perf_counter_ns()
         wet = stream.step()
         after = perf_counter_ns()
-        if math.isfinite(float(np.vdot(wet, wet))):
+        if math.isfinite(np.vdot(wet, wet)):
             trusted = self._trust
             if trusted < 1.0:
                 self._trust = min(1.0, trusted + 1.0 / FADE_HOPS)
@@ -210,9 +215,10 @@ class Processor:
         else:
             self._fall_back(dry[:, :hop], old.under(0.0), new.under(0.0))
         out = self._out
-        limit(out)
+        energy_out = float(np.vdot(out, out))
+        limit(out, energy_out)
         meters.input_rms = math.sqrt(energy / x.size)
-        meters.output_rms = math.sqrt(float(np.vdot(out, out)) / out.size)
+        meters.output_rms = math.sqrt(energy_out / x.size)
         times = self._times[meters.hops % TIMES_KEPT]
         meters.hops += 1
         times[1] = (after - before) * 1e-6
@@ -255,6 +261,7 @@ class Processor:
         out = self._out
         last = out[:, -1:].copy()
         np.multiply(dry, self._slope(old.dry, new.dry), out=out)
-        out += (last - out[:, :1]) * (1.0 - self._ramp)
+        if self._trust > 0.0:
+            out += (last - out[:, :1]) * (1.0 - self._ramp)
         self.stream.reset()
         self._trust = 0.0

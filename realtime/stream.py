@@ -24,10 +24,10 @@ class ProviderError(RuntimeError):
     """A provider that was asked for and does not run; the text says why and what to do."""
 
 
-def make_session(graph: bytes, provider: str = "cpu") -> ort.InferenceSession:
+def make_session(graph: bytes, provider: str = "cpu", sizes: dict[str, int] | None = None) -> ort.InferenceSession:
     """A session that really runs on ``provider``, or ProviderError; one intra-op thread on the CPU.
 
-    onnxruntime falls back to the CPU without an exception, so the session's own list is compared afterwards.
+    ``sizes`` fixes named dimensions, so that onnxruntime works out shapes once and not at every step. onnxruntime falls back to the CPU without an exception, so the session's own list is compared afterwards.
     """
     if provider not in PROVIDERS:
         raise ProviderError(f"provider '{provider}' is none of {', '.join(PROVIDERS)}")
@@ -36,6 +36,8 @@ def make_session(graph: bytes, provider: str = "cpu") -> ort.InferenceSession:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    for name, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if provider == "cpu":
         return ort.InferenceSession(graph, options, providers=[wanted])
@@ -77,7 +79,7 @@ class Stream:
         self.manifest, self.channels, self.provider = manifest, channels, provider
         self.step_samples = hops_per_step * manifest.spectral.hop_samples
         try:
-            self.session = make_session(bundle.graph, provider)
+            self.session = make_session(bundle.graph, provider, {"channels": channels, "samples": self.step_samples})
         except ProviderError:
             raise
         except Exception as error:

@@ -31,7 +31,7 @@ class Pair:
 def raw_samples(samples: int, config: AugmentConfig) -> int:
     """How many samples a recording must give so that ``samples`` are left after the largest change of pitch."""
     steepest = 2.0 ** (config.pitch_semitones / 12.0)
-    return 2 * math.ceil(samples * steepest / 2) + 4 * RESAMPLE_EDGE_SAMPLES
+    return 32 * math.ceil(samples * steepest / 32) + 4 * RESAMPLE_EDGE_SAMPLES
 
 
 def _uniform(generator: torch.Generator, batch: int, low: float, high: float, columns: int = 1) -> Tensor:
@@ -181,9 +181,7 @@ def hide_style(audio: Tensor, sample_rate: int, config: AugmentConfig, generator
     return hidden + noise * rms(audio) * 10.0 ** (-snr_db / 20.0)
 
 
-def make_pair(
-    raw: Tensor, samples: int, sample_rate: int, config: AugmentConfig, generator: torch.Generator
-) -> Pair:
+def make_pair(raw: Tensor, samples: int, sample_rate: int, config: AugmentConfig, generator: torch.Generator) -> Pair:
     """Recordings [batch, raw_samples(samples)] -> input and target [batch, samples].
 
     A few rows stay unchanged (the style restored is itself), a few fall silent (nothing in, nothing out).

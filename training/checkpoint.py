@@ -51,7 +51,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.fsync(file.fileno())
         temporary.replace(target)
 
-    def load_checkpoint(self, path: Any, map_location: Any | None = None, **_: Any) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        del weights_only  # nothing but tensors and plain values, whatever the caller says
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="TOML recipe: styles, model, losses, length.")],
-    data: Annotated[Path | None, typer.Option(help="Parent of the style folders; default: the recipe's folder.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Parent of the style folders; default: the recipe's folder.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<recipe name>.")] = None,
     cache: Annotated[Path, typer.Option(help="Where decoded recordings are kept.")] = Path(".restyle-cache"),
-    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Start anew, or go on from the last checkpoint.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="Start anew, or go on from the last checkpoint.")
+    ] = False,
     max_minutes: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time, with a checkpoint.")] = None,
     accelerator: Annotated[str, typer.Option(help="Lightning: auto, cpu, gpu, ...")] = "auto",
     devices: Annotated[str, typer.Option(help="Lightning: how many, or which.")] = "auto",
@@ -35,16 +40,21 @@ def train(
 
     Example: restyle train training/recipes/first.toml --data recordings --max-minutes 60
     """
-    console = Console(stderr=as_json)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    console = Console(stderr=as_json)
     try:
+        from lightning.pytorch.utilities import rank_zero_only
+
         from training.checkpoint import CheckpointError
         from training.library import LibraryError, load_library
+        from training.objectives.restore import TrainingError
         from training.recipe import RecipeError, load_recipe
         from training.train import RunOptions, resume_point, run_training, set_aside
     except ModuleNotFoundError as error:
         console.print(f"[red]training needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
         raise typer.Exit(1) from None
+    leads = not getattr(rank_zero_only, "rank", 0)  # of several processes only the first speaks
+    console.quiet = not leads
     try:
         plan = load_recipe(recipe)
         folder = out or Path("runs") / plan.name
@@ -57,9 +67,9 @@ def train(
             num_nodes=num_nodes,
             strategy=strategy,
             precision=precision,
-            progress=not as_json,
+            progress=leads and not as_json,
         )
-        if fresh:
+        if fresh and leads:
             set_aside(folder)
         checkpoint, done = resume_point(plan, options)
         with console.status("reading recordings") as status:
@@ -75,13 +85,12 @@ def train(
         if checkpoint:
             console.print(f"goes on from step {done} of {plan.trainer.steps} in {checkpoint}")
         result = run_training(plan, library, options)
-    except (RecipeError, LibraryError, CheckpointError, OSError) as error:
-        console.print(f"[red]cannot train:[/] {error}", soft_wrap=True, highlight=False)
+    except (RecipeError, LibraryError, CheckpointError, TrainingError, OSError) as error:
+        console.print("[red]cannot train:[/] ", end="")
+        console.print(str(error), soft_wrap=True, highlight=False, markup=False)
         raise typer.Exit(1) from None
-    except (ValueError, RuntimeError) as error:
-        # Lightning's own word on flags that do not go together.
-        console.print(f"[red]cannot train:[/] {type(error).__name__}: {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
+    if not leads:
+        return
     if as_json:
         values = dataclasses.asdict(result)
         print(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in values.items()}))
@@ -107,8 +116,8 @@ def _describe(console: Console, recipe: Recipe, library: Library) -> None:
         )
     console.print(table)
     for warning in library.warnings:
-        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
     for skipped in library.skipped:
-        console.print(f"[yellow]skipped:[/] {skipped.path}: {skipped.reason}", soft_wrap=True)
+        console.print(f"[yellow]skipped:[/] {escape(f'{skipped.path}: {skipped.reason}')}", soft_wrap=True)
     if library.skipped:
         console.print(f"{len(library.skipped)} recordings skipped")

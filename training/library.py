@@ -150,7 +150,7 @@ def read_mono(path: Path, sample_rate: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a temporary name, then rename: readers and other processes never see half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
     write(temporary)
@@ -192,7 +192,8 @@ class RecordingCache:
             entry = self._index.get(key)
             if entry is not None:
                 known = _Decoded(*entry)
-                if self.audio_path(known.sha256).is_file():
+                stored = self.audio_path(known.sha256)
+                if stored.is_file() and stored.stat().st_size > known.samples * np.float32().itemsize:
                     return known
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             audio = read_mono(path, self.sample_rate)
@@ -200,19 +201,20 @@ class RecordingCache:
             return _Decoded("", "", 0, -np.inf, str(error))
         target = self.audio_path(sha256)
         _replace(target, lambda temporary: np.save(temporary, audio))
-        result = _Decoded(sha256, hashlib.sha256(audio.tobytes()).hexdigest(), len(audio), loudest_dbfs(audio, self))
+        result = _Decoded(
+            sha256, hashlib.sha256(audio.tobytes()).hexdigest(), len(audio), loudest_dbfs(audio, self.sample_rate)
+        )
         self._index[key] = [result.sha256, result.audio_sha256, result.samples, result.level_dbfs]
         return result
 
     def save_index(self) -> None:
         text = json.dumps({"version": CACHE_VERSION, "files": self._index})
-        _replace(self._index_path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+        _replace(self._index_path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def loudest_dbfs(audio: NDArray[np.float32], cache: RecordingCache | int) -> float:
+def loudest_dbfs(audio: NDArray[np.float32], sample_rate: int) -> float:
     """Highest root-mean-square level over blocks of a tenth of a second, in dBFS; -200 for silence."""
-    rate = cache if isinstance(cache, int) else cache.sample_rate
-    block = max(1, min(len(audio), rate // 10))
+    block = max(1, min(len(audio), sample_rate // 10))
     whole = audio[: len(audio) // block * block].reshape(-1, block)
     power = float(np.square(whole, dtype=np.float64).mean(axis=1).max())
     return 10.0 * float(np.log10(max(power, 1e-20)))

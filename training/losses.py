@@ -5,6 +5,7 @@ Magnitudes are scaled so that a sine of amplitude 1 has magnitude 0.5 at every F
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -73,7 +74,9 @@ def mel_matrix(sample_rate: int, fft_size: int, bands: int) -> Tensor:
     """[bands, bins]: rows of triangles on the mel scale that each add up to one; empty bands are left out."""
     import librosa
 
-    matrix = torch.tensor(librosa.filters.mel(sr=sample_rate, n_fft=fft_size, n_mels=bands, norm=None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # librosa warns of the empty bands that the next line takes out
+        matrix = torch.tensor(librosa.filters.mel(sr=sample_rate, n_fft=fft_size, n_mels=bands, norm=None))
     matrix = matrix[matrix.sum(dim=1) > 0]
     return matrix / matrix.sum(dim=1, keepdim=True)
 

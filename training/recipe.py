@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -190,7 +191,9 @@ class TrainerConfig:
         _at_least(self, at, 1, "checkpoint_every_steps", "log_every_steps")
         _at_least(self, at, 0, "media_count", "seed")
         if not 0 <= self.average_decay < 1:
-            raise ValueError(f"trainer.average_decay: must lie between 0 and 1, 1 not included; got {self.average_decay:g}")
+            raise ValueError(
+                f"trainer.average_decay: must lie between 0 and 1, 1 not included; got {self.average_decay:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,8 @@ class Recipe:
     def __post_init__(self) -> None:
         from training.objectives import OBJECTIVES
 
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"name: '{self.name}' cannot name a folder; use letters, digits, '-', '_' and '.'")
         if not self.style:
             raise ValueError("style: the recipe names no style; add a [[style]] table")
         ids = [style.id for style in self.style]
@@ -252,6 +257,15 @@ def _tuples(value: Any) -> Any:
     return value
 
 
+def _check_finite(value: Any, source: str, path: str) -> None:
+    """RecipeError for nan and inf, which TOML can write, anywhere below."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{source}: the field '{path}' must be a finite number, got {value}")
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, tuple) else ()
+    for key, item in items:
+        _check_finite(item, source, f"{path}.{key}" if path else str(key))
+
+
 def _check_keys(kind: type, value: Any, source: str, path: str) -> None:
     """RecipeError for a key that no field answers to, anywhere below."""
     if not isinstance(value, Mapping):
@@ -284,6 +298,7 @@ def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
     """A checked recipe from plain values; ``source`` names where they came from in errors. Raises RecipeError."""
     tupled = _tuples(values)
     _check_keys(Recipe, tupled, source, "")
+    _check_finite(tupled, source, "")
     try:
         return dacite.from_dict(Recipe, tupled, dacite.Config(strict=True, type_hooks={int: _whole, float: _real}))
     except dacite.MissingValueError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,16 +19,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.augment import raw_samples
 from training.checkpoint import AtomicCheckpointIO, check_resumable
 from training.library import ExcerptSampler, Library
 from training.objectives import objective_class
-from training.objectives.restore import Batch
+from training.objectives.restore import Batch, TrainingError
 from training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -92,13 +95,13 @@ class TrainingBatches(IterableDataset[Batch]):
 def validation_batches(library: Library, recipe: Recipe) -> list[Batch]:
     """The same excerpts at every validation and on every process; styles without such recordings are left out."""
     samples = raw_samples(recipe.segment_samples, recipe.augment)
-    rows: list[tuple[np.ndarray, int]] = []
+    rows: list[tuple[NDArray[np.float32], int]] = []
     for number, style in enumerate(library.styles):
         if not style.validation:
             continue
         sampler = ExcerptSampler(style.validation, recipe.data)
-        for segment in range(recipe.trainer.validation_segments):
-            rows.append((sampler.draw(samples, np.random.default_rng([2, number, segment])), number))
+        segments = range(recipe.trainer.validation_segments)
+        rows += [(sampler.draw(samples, np.random.default_rng([2, number, k])), number) for k in segments]
     size = recipe.trainer.batch_size
     return [
         Batch(
@@ -151,8 +154,9 @@ class GracefulStop(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del trainer, pl_module
         self._started = time.monotonic()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -160,7 +164,10 @@ class GracefulStop(Callback):
             raise KeyboardInterrupt
         self._asked = "signal"
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        del pl_module, outputs, batch, batch_idx
         if self.max_minutes is not None and time.monotonic() - self._started >= 60.0 * self.max_minutes:
             self._asked = self._asked or "time"
         stop = bool(self._asked)
@@ -170,6 +177,8 @@ class GracefulStop(Callback):
             self.ended_by = self._asked or "signal"
             trainer.should_stop = True
             trainer.save_checkpoint(self.checkpoint_path)
+        elif trainer.global_step >= trainer.max_steps > 0:
+            trainer.should_stop = True  # Lightning then validates once more, so the figures are those of the last step
 
 
 def set_aside(out_folder: Path) -> None:
@@ -221,30 +230,34 @@ def run_training(recipe: Recipe, library: Library, options: RunOptions) -> RunRe
     if data.validation:
         every = min(recipe.trainer.validation_every_steps, recipe.trainer.steps)
         validating = {"val_check_interval": every, "check_val_every_n_epoch": None}
-    trainer = Trainer(
-        accelerator=options.accelerator,
-        devices=int(options.devices) if options.devices.lstrip("-").isdigit() else options.devices,
-        num_nodes=options.num_nodes,
-        strategy=options.strategy,
-        precision=options.precision,  # pyright: ignore[reportArgumentType]
-        max_steps=recipe.trainer.steps,
-        max_epochs=-1,
-        limit_train_batches=recipe.trainer.steps,
-        gradient_clip_val=recipe.optimiser.clip_norm or None,
-        log_every_n_steps=recipe.trainer.log_every_steps,
-        num_sanity_val_steps=0,
-        enable_progress_bar=options.progress,
-        enable_model_summary=False,
-        logger=TensorBoardLogger(str(out), name="tensorboard", version=""),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        use_distributed_sampler=False,
-        **validating,
-    )
+    try:
+        trainer = Trainer(
+            accelerator=options.accelerator,
+            devices=int(options.devices) if options.devices.lstrip("-").isdigit() else options.devices,
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
+            precision=options.precision,  # pyright: ignore[reportArgumentType]
+            max_steps=recipe.trainer.steps,
+            max_epochs=-1,
+            limit_train_batches=recipe.trainer.steps,
+            gradient_clip_val=recipe.optimiser.clip_norm or None,
+            log_every_n_steps=recipe.trainer.log_every_steps,
+            num_sanity_val_steps=0,
+            enable_progress_bar=options.progress,
+            enable_model_summary=False,
+            logger=TensorBoardLogger(str(out), name="tensorboard", version=""),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,
+            **validating,
+        )
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise TrainingError(
+            f"these settings do not go together: {error}; see --accelerator, --devices, --strategy, --precision"
+        ) from error
     if done < recipe.trainer.steps:
         trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None)
-        if stop.ended_by == "steps":
-            trainer.save_checkpoint(last)
+        trainer.save_checkpoint(last)
         done = trainer.global_step
     best_path = out / f"{BEST}.ckpt"
     return RunResult(
@@ -261,5 +274,10 @@ def _silence_lightning() -> None:
     """Lightning's hints about workers, GPUs and itself are noise beside a progress bar; errors still come through."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for pattern in (".*does not have many workers.*", ".*isn't an instance of.*", ".*Checkpoint directory.*exists.*"):
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*isn't an instance of.*",
+        ".*Checkpoint directory.*exists.*",
+        ".*treespec.*",
+    ):
         warnings.filterwarnings("ignore", pattern)

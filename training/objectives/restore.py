@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import math
 import platform
 import time
@@ -25,6 +26,14 @@ from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY
 from training.losses import LossTerms, SpectralLoss
 from training.models.generator import Generator
 from training.recipe import OptimiserConfig, Recipe
+
+log = logging.getLogger(__name__)
+
+MAX_SKIPPED_STEPS = 20
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot start or cannot go on; the text names the remedy."""
 
 
 class Batch(NamedTuple):
@@ -67,6 +76,7 @@ class RestoreObjective(LightningModule):
             self.average_styles = copy.deepcopy(self.styles).requires_grad_(False)
         self.loss = SpectralLoss(recipe.loss, recipe.spectral.sample_rate)
         self.metrics: dict[str, float] = {}
+        self._skipped_steps = 0  # in a row
         self._wall_seconds_before = 0.0
         self._started = time.monotonic()
         self._heard: list[tuple[Tensor, LossTerms, Tensor]] = []
@@ -105,6 +115,23 @@ class RestoreObjective(LightningModule):
         self.log("train/loss", total, prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": value.mean() for name, value in result.terms.items()}, batch_size=size)
         return total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """One step without finite gradients is passed over; many in a row end the run while the weights are sound."""
+        del optimizer
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            self._skipped_steps = 0
+            return
+        self._skipped_steps += 1
+        log.warning("step %d: the gradient is not finite, the step is skipped", self.global_step)
+        for gradient in gradients:
+            gradient.zero_()
+        if self._skipped_steps >= MAX_SKIPPED_STEPS:
+            raise TrainingError(
+                f"no finite gradient in {MAX_SKIPPED_STEPS} steps in a row; the last checkpoint is sound: "
+                "lower optimiser.learning_rate and run again"
+            )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -153,9 +180,7 @@ class RestoreObjective(LightningModule):
         optimiser = torch.optim.AdamW(
             learned, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: learning_rate_factor(step, steps, config)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, steps, config))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # -- checkpoints --------------------------------------------------------------------------------------------
@@ -189,9 +214,26 @@ class RestoreObjective(LightningModule):
         card = checkpoint[CHECKPOINT_KEY]
         self._wall_seconds_before = float(card["wall_seconds"])
         self.metrics = dict(card["metrics"])
+        self._remember_recordings(card.get("recordings", {}))
         # The stored schedule would bring back the old rate where the recipe names a new one.
         for schedule in checkpoint.get("lr_schedulers", []):
             schedule["base_lrs"] = [self.recipe.optimiser.learning_rate] * len(schedule["base_lrs"])
+
+    def _remember_recordings(self, earlier: dict[str, Any]) -> None:
+        """What earlier runs trained on stays listed as such, also where folders have changed since."""
+        for style, now in self.card.get("recordings", {}).items():
+            listed = {item["audio_sha256"] for item in now["train"]}
+            heard = [item for item in earlier.get(style, {}).get("train", []) if item["audio_sha256"] not in listed]
+            now["train"] = [*now["train"], *heard]
+            unheard = {item["audio_sha256"] for split in ("validation", "test") for item in now[split]}
+            count = sum(item["audio_sha256"] in unheard for item in heard)
+            if count:
+                log.warning(
+                    "style '%s': its folder has changed; %d recordings now held out were trained on before, "
+                    "so its figures flatter: start anew with --fresh to have true ones",
+                    style,
+                    count,
+                )
 
     # -- TensorBoard --------------------------------------------------------------------------------------------
 
@@ -218,7 +260,12 @@ def spectrogram_figure(sounds: tuple[Tensor, ...], sample_rate: int) -> Any:
         decibels = 20.0 * torch.log10(spectrum.abs() / 256.0 + 1e-6)
         seconds = len(sound) / sample_rate
         axis.imshow(
-            decibels.numpy(), origin="lower", aspect="auto", vmin=-100, vmax=0, extent=(0, seconds, 0, sample_rate / 2e3)
+            decibels.numpy(),
+            origin="lower",
+            aspect="auto",
+            vmin=-100,
+            vmax=0,
+            extent=(0, seconds, 0, sample_rate / 2e3),
         )
         axis.set(title=title, ylabel="kHz")
     axes[-1].set_xlabel("s")

@@ -1,0 +1,131 @@
+"""Losses against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import soundfile
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from training.losses import (  # noqa: E402
+    MAGNITUDE_FLOOR,
+    SpectralLoss,
+    level_l1,
+    log_l1,
+    mel_magnitude,
+    mel_matrix,
+    spectral_convergence,
+    stft_magnitude,
+)
+from training.recipe import LossConfig  # noqa: E402
+
+RATE = 48_000
+CONFIG = LossConfig(fft_sizes=(256, 1024), mel_band_counts=(16, 64))
+
+
+def note() -> Tensor:
+    audio, _ = soundfile.read(Path(__file__).parent / "data" / "alto_sax_a3.flac", dtype="float32")
+    return torch.from_numpy(audio[: RATE // 2])[None]
+
+
+def test_a_full_scale_sine_has_magnitude_one_half_at_every_size() -> None:
+    time = torch.arange(RATE) / RATE
+    for size in (256, 1024, 4096):
+        frequency = 32 * RATE / size
+        audio = torch.sin(2 * math.pi * frequency * time)[None]
+        magnitude = stft_magnitude(audio, size, torch.hann_window(size))
+        assert magnitude.shape == (1, size // 2 + 1, RATE // (size // 4) + 1)
+        assert magnitude[0, 32, 10].item() == pytest.approx(0.5, abs=1e-3)
+        assert magnitude.min().item() == pytest.approx(MAGNITUDE_FLOOR)
+
+
+def test_spectral_convergence_by_hand() -> None:
+    target = torch.tensor([[[3.0, 0.0], [0.0, 4.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    predicted = torch.tensor([[[3.0, 0.0], [0.0, 2.0]], [[0.0, 1.0], [1.0, 1.0]]])
+    # 2 / sqrt(9 + 16) and 1 / sqrt(4)
+    assert spectral_convergence(predicted, target).tolist() == pytest.approx([0.4, 0.5])
+
+
+def test_log_l1_by_hand() -> None:
+    target = torch.tensor([[[1.0, 1.0], [1.0, 1.0]]])
+    predicted = torch.tensor([[[math.e, 1.0], [1.0, math.e**-3]]])
+    assert log_l1(predicted, target).tolist() == pytest.approx([1.0])  # (1 + 0 + 0 + 3) / 4
+
+
+def test_level_by_hand() -> None:
+    target = torch.full((1, RATE), 0.1)
+    # Twice the amplitude is log 2 more, whatever the timbre.
+    assert level_l1(2 * target, target, RATE).item() == pytest.approx(math.log(2), abs=1e-4)
+    assert level_l1(-target, target, RATE).item() == 0.0
+
+
+def test_mel_rows_are_means_over_bins_and_keep_a_flat_spectrum_flat() -> None:
+    matrix = mel_matrix(RATE, 1024, 64)
+    assert matrix.shape[1] == 513
+    assert torch.allclose(matrix.sum(dim=1), torch.ones(len(matrix)))
+    flat = torch.full((2, 513, 3), 0.25)
+    assert torch.allclose(mel_magnitude(flat, matrix), torch.full((2, len(matrix), 3), 0.25))
+
+
+def test_bands_too_narrow_for_a_bin_are_left_out() -> None:
+    matrix = mel_matrix(RATE, 256, 128)
+    assert 0 < len(matrix) < 128
+    assert torch.isfinite(matrix).all()
+
+
+def test_zero_at_equality_and_only_there() -> None:
+    loss = SpectralLoss(CONFIG, RATE)
+    audio = note()
+    same = loss(audio, audio)
+    assert same.total.tolist() == [0.0]
+    assert all(value.tolist() == [0.0] for value in same.terms.values())
+    other = loss(0.5 * audio, audio)
+    # Half the amplitude: convergence 1/2; logs off by log 2 wherever neither side is at the floor.
+    assert other.terms["spectral_convergence"].item() == pytest.approx(0.5, abs=1e-3)
+    assert other.terms["log_mel"].item() == pytest.approx(math.log(2), rel=0.1)
+    assert other.terms["level"].item() == pytest.approx(math.log(2), rel=1e-3)
+
+
+def test_the_total_is_the_weighted_sum_and_a_zero_weight_leaves_out() -> None:
+    audio = note()
+    config = LossConfig((256,), (16,), spectral_convergence=2.0, log_magnitude=0.0, log_mel=3.0, level=0.0)
+    result = SpectralLoss(config, RATE)(0.3 * audio, audio)
+    assert set(result.terms) == {"spectral_convergence", "log_mel"}
+    expected = 2.0 * result.terms["spectral_convergence"] + 3.0 * result.terms["log_mel"]
+    assert torch.allclose(result.total, expected)
+
+
+def test_items_of_a_batch_do_not_mix() -> None:
+    loss, audio = SpectralLoss(CONFIG, RATE), note()
+    noise = 0.1 * torch.randn(audio.shape, generator=torch.Generator().manual_seed(0))
+    pair = loss(torch.cat([noise, audio]), torch.cat([audio, audio])).total
+    assert pair[1].item() == pytest.approx(0.0, abs=1e-6)
+    assert pair[0].item() == pytest.approx(loss(noise, audio).total.item(), rel=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(-20.0, 20.0))
+def test_convergence_does_not_depend_on_the_level_that_both_share(gain_db: float) -> None:
+    config = LossConfig((1024,), (32,), spectral_convergence=1.0, log_magnitude=0.0, log_mel=0.0, level=0.0)
+    loss, audio = SpectralLoss(config, RATE), note()
+    gain = 10 ** (gain_db / 20)
+    assert loss(0.5 * gain * audio, gain * audio).total.item() == pytest.approx(0.5, abs=2e-3)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-9, 1e-3])
+def test_silence_as_target_gives_finite_values_and_gradients(level: float) -> None:
+    predicted = (level * note()).requires_grad_()
+    result = SpectralLoss(CONFIG, RATE)(predicted, torch.zeros_like(predicted))
+    result.total.sum().backward()
+    assert torch.isfinite(result.total).all()
+    assert predicted.grad is not None
+    assert torch.isfinite(predicted.grad).all()
+    if level == 0.0:
+        assert result.total.item() == 0.0

@@ -1,0 +1,114 @@
+"""Recipes: what they accept, and the text of what they refuse."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from training.recipe import RecipeError, load_recipe, recipe_from_dict  # noqa: E402
+
+STYLE = """
+[[style]]
+id = "sax"
+label = "Saxophone"
+folder = "sax"
+midi_program = 65
+licence = "CC0-1.0"
+attribution = "someone"
+"""
+
+
+def write(folder: Path, text: str, style: str = STYLE) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text + style, encoding="utf-8")
+    return path
+
+
+def test_every_shipped_recipe_loads() -> None:
+    paths = sorted((Path(__file__).parent.parent / "training" / "recipes").glob("*.toml"))
+    assert paths
+    for path in paths:
+        recipe = load_recipe(path)
+        assert all(style.attribution for style in recipe.style), path
+
+
+def test_sections_reach_their_fields_and_whole_numbers_serve_as_real_ones(tmp_path: Path) -> None:
+    text = "[optimiser]\nlearning_rate = 1\nbetas = [0, 0.5]\n[model]\nhidden = 32\n[spectral]\nhop_samples = 128\n"
+    recipe = load_recipe(write(tmp_path, text))
+    assert (recipe.optimiser.learning_rate, recipe.optimiser.betas) == (1.0, (0.0, 0.5))
+    assert isinstance(recipe.optimiser.learning_rate, float)
+    assert isinstance(recipe.optimiser.betas[0], float)
+    assert recipe.model.hidden == 32
+    assert [style.id for style in recipe.style] == ["sax"]
+
+
+def test_a_segment_is_whole_hops(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, "[data]\nsegment_seconds = 1.0\n"))
+    assert recipe.segment_samples == 375 * 128  # 48,000 / 128 = 375
+
+
+def test_plain_values_and_back(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, 'name = "mine"\n[loss]\nfft_sizes = [64]\nmel_band_counts = [8]\n'))
+    assert recipe_from_dict(recipe.as_dict(), "copy") == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[trainer]\nbatchsize = 4\n", "unknown key 'trainer.batchsize'; did you mean 'batch_size'?"),
+        ("[trainr]\nsteps = 4\n", "unknown key 'trainr'; did you mean 'trainer'?"),
+        ("[trainer]\nzzz = 4\n", "unknown key 'trainer.zzz'; known: average_decay, "),
+        ('objective = "restor"\n', "objective: unknown 'restor'; did you mean 'restore'?"),
+        ('[trainer]\nsteps = "many"\n', "the field 'trainer.steps' must be int, got 'many' (str)"),
+        ("[trainer]\nsteps = 4.5\n", "the field 'trainer.steps' must be int, got 4.5 (float)"),
+        ("[trainer]\nsteps = true\n", "the field 'trainer.steps' must be int"),
+        ("trainer = 3\n", "the field 'trainer' must be TrainerConfig, got 3 (int)"),
+        ("[augment]\nlevel_dbfs = [-40]\n", "the field 'augment.level_dbfs' must be tuple[float, float]"),
+        ("[augment]\nlevel_dbfs = [-10, -40]\n", "augment.level_dbfs: the first value must not be above the second"),
+        ("[optimiser]\nlearning_rate = nan\n", "the field 'optimiser.learning_rate' must be a finite number"),
+        ("[optimiser]\nlearning_rate = 0\n", "optimiser.learning_rate: must be above zero, got 0"),
+        ("[loss]\nfft_sizes = [100]\n", "loss.fft_sizes: must be powers of two"),
+        ("[loss]\nfft_sizes = [256]\n", "loss.mel_band_counts: needs one value for each of the 1 fft_sizes, got 5"),
+        ("[model]\nhidden = 0\n", "model.hidden: must be at least 2, got 0"),
+        ("[spectral]\nhop_samples = 0\n", "hop_samples: must be above zero"),
+        ('name = "../mine"\n', "name: '../mine' cannot name a folder"),
+        ("[data]\nworkers = -1\n", "data.workers: must be at least 0, got -1"),
+        ("steps = \n", "is not TOML"),
+    ],
+)
+def test_what_is_refused_and_how(tmp_path: Path, text: str, complaint: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(RecipeError, match=re.escape(complaint)) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("style", "complaint"),
+    [
+        ("", "the field 'style' is missing"),
+        ("style = []", "the recipe names no style"),
+        ("style = [1]", "the field 'style' must be"),
+        (STYLE + STYLE, "style.id: 'sax' is named twice"),
+        (STYLE.replace('"sax"', '"Alto Sax"', 1), "style.id: 'Alto Sax' is not snake_case"),
+        (STYLE.replace("65", "128"), "style.midi_program: must lie between 0 and 127, got 128"),
+        (STYLE.replace('licence = "CC0-1.0"', ""), "is missing; add it"),
+        (STYLE.replace('"CC0-1.0"', '" "'), "style.licence: is empty in style 'sax'"),
+        (STYLE.replace("label", "lable"), "unknown key 'style[0].lable'; did you mean 'label'?"),
+    ],
+)
+def test_styles_are_checked(tmp_path: Path, style: str, complaint: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(complaint)):
+        load_recipe(write(tmp_path, "", style))
+
+
+def test_a_missing_file_and_one_that_is_not_text(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"none\.toml: cannot be read .*check the path"):
+        load_recipe(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"binary\.toml: is not UTF-8 text"):
+        load_recipe(tmp_path / "binary.toml")

@@ -1,0 +1,415 @@
+"""Training runs: they learn, survive being killed, go on where they were, and leave a file that export can read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+torch = pytest.importorskip("torch")
+
+from typer.testing import CliRunner  # noqa: E402
+
+from realtime.cli import app  # noqa: E402
+from training.checkpoint import CheckpointError, load_for_export, read_checkpoint  # noqa: E402
+from training.library import ExcerptSampler, Library, load_library  # noqa: E402
+from training.objectives.restore import RestoreObjective, TrainingError, learning_rate_factor  # noqa: E402
+from training.recipe import OptimiserConfig, Recipe, load_recipe  # noqa: E402
+from training.train import RunOptions, RunResult, TrainingBatches, run_training, set_aside  # noqa: E402
+
+CLIPS = Path(__file__).parent / "data"
+
+RECIPE = """
+name = "tiny"
+[model]
+style_dim = 4
+band_count = 8
+hidden = 16
+[data]
+segment_seconds = 0.1
+workers = 0
+[loss]
+fft_sizes = [256, 512]
+mel_band_counts = [16, 32]
+[optimiser]
+warmup_steps = 1
+[trainer]
+steps = 6
+batch_size = 4
+validation_every_steps = 3
+validation_segments = 1
+checkpoint_every_steps = 2
+log_every_steps = 1
+media_count = 1
+[[style]]
+id = "sax"
+label = "Saxophone"
+folder = "sax"
+midi_program = 65
+licence = "CC0-1.0"
+attribution = "Weresax, Karoryfer Samples"
+[[style]]
+id = "vibraphone"
+label = "Vibraphone"
+folder = "vibraphone"
+midi_program = 11
+licence = "CC0-1.0"
+attribution = "atonia"
+"""
+
+# The command as a program of its own; it notes which batches each process asks for.
+PROGRAM = """
+import sys
+import torch
+from pathlib import Path
+from training.train import TrainingBatches
+torch.set_num_threads(1)
+draw = TrainingBatches.batch
+def noted(self, step):
+    batch = draw(self, step)
+    with Path(f"asked-{self.rank}.txt").open("a") as file:
+        file.write(f"{step} {float(batch.raw.abs().sum()):.4f}\\n")
+    return batch
+TrainingBatches.batch = noted
+from realtime.cli import app
+app()
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a recipe and two styles of real notes."""
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    for style, names in {"sax": ("alto_sax_a3", "alto_sax_e4"), "vibraphone": ("vibraphone_418hz",)}.items():
+        (tmp_path / style).mkdir()
+        for name in names:
+            audio, rate = soundfile.read(CLIPS / f"{name}.flac", dtype="float32")
+            for number, part in enumerate(np.array_split(audio, 3)):
+                soundfile.write(tmp_path / style / f"{name}{number}.flac", part, rate)
+    return tmp_path
+
+
+def edited(place: Path, *changes: tuple[str, str]) -> Recipe:
+    text = (place / "tiny.toml").read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (place / "tiny.toml").write_text(text)
+    return load_recipe(place / "tiny.toml")
+
+
+def recordings(place: Path, recipe: Recipe) -> Library:
+    return load_library(recipe.style, place, recipe.data, recipe.spectral.sample_rate, place / "cache")
+
+
+def run(place: Path, recipe: Recipe, out: str = "run", minutes: float | None = None) -> RunResult:
+    options = RunOptions(place / out, max_minutes=minutes, accelerator="cpu", devices="1", progress=False)
+    return run_training(recipe, recordings(place, recipe), options)
+
+
+def command(place: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "program.py", "train", "tiny.toml", "--out", "run", "--accelerator", "cpu", *arguments]
+
+
+def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(CLIPS.parent.parent), "CUDA_VISIBLE_DEVICES": ""}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command(place, *arguments), cwd=place, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            pytest.fail(f"ended early with {process.returncode}: {process.communicate()[0]}")
+        if time.monotonic() > deadline:
+            process.kill()
+            pytest.fail("took too long")
+        time.sleep(0.05)
+
+
+def asked(place: Path, rank: int = 0) -> list[tuple[int, str]]:
+    """Batches that a process drew: number and a sum over its samples."""
+    lines = (place / f"asked-{rank}.txt").read_text().splitlines()
+    return [(int(step), total) for step, total in (line.split() for line in lines)]
+
+
+def steps_in(path: Path) -> int:
+    return int(read_checkpoint(path)["restyle"]["steps"])
+
+
+def test_a_few_steps_on_one_batch_reduce_its_loss(place: Path) -> None:
+    recipe = edited(place)
+    torch.manual_seed(0)
+    module = RestoreObjective(recipe, {})
+    samplers = [ExcerptSampler(style.train, recipe.data) for style in recordings(place, recipe).styles]
+    batch = TrainingBatches(samplers, recipe, 0, 0).batch(0)
+    assert sorted(batch.style.tolist()) == [0, 0, 1, 1]
+    optimiser = torch.optim.Adam(module.parameters(), lr=3e-3)
+    totals = []
+    for _ in range(15):
+        pair = module.pair(batch)
+        loss = module.judge(module.restore(pair.input, batch.style), pair.target).total.mean()
+        totals.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert totals[-1] < 0.9 * totals[0]
+
+
+def test_answer_and_target_are_aligned(place: Path) -> None:
+    recipe = edited(place)
+    module = RestoreObjective(recipe, {})
+    latency = module.generator.latency_samples
+    audio = torch.randn(2, 1280)
+    answer = module.restore(audio, torch.tensor([0, 1]))
+    assert answer.shape == (2, 1280 - latency)
+    unchanged = module.judge(audio[:, : answer.shape[1]], audio)
+    assert unchanged.total.tolist() == [0.0, 0.0]
+
+
+def test_a_whole_run_and_what_its_checkpoint_holds(place: Path) -> None:
+    recipe = edited(place)
+    (place / "sax" / "broken.wav").write_text("no sound")
+    result = run(place, recipe)
+    assert (result.steps, result.ended_by) == (6, "steps")
+    assert result.best_checkpoint == place / "run" / "best.ckpt"
+    expected = {"validation/loss", "validation/unchanged", "validation/style/sax", "validation/log_mel"}
+    assert expected <= set(result.metrics)
+    assert list((place / "run" / "tensorboard").glob("events*"))
+
+    model = load_for_export(result.last_checkpoint)
+    assert model.recipe == recipe
+    assert model.style_vectors.shape == (2, 4)
+    assert not model.generator.training
+    card = json.loads(json.dumps(model.card))  # plain values only
+    assert card["steps"] == 6
+    assert card["metrics"] == result.metrics
+    assert card["wall_seconds"] > 0
+    assert [style["id"] for style in card["styles"]] == ["sax", "vibraphone"]
+    assert card["styles"][0]["attribution"] == "Weresax, Karoryfer Samples"
+    assert [len(card["recordings"]["sax"][split]) for split in ("train", "validation", "test")] == [4, 1, 1]
+    assert all(len(item["sha256"]) == 64 for item in card["recordings"]["vibraphone"]["train"])
+    assert card["skipped"][0][0] == "broken.wav"
+    assert card["versions"]["torch"] == torch.__version__
+    with torch.no_grad():
+        state = model.generator.init_state(2)
+        audio, _ = model.generator(0.1 * torch.randn(2, 1280), model.style_vectors, state)
+    assert torch.isfinite(audio).all()
+
+
+def test_export_takes_the_averaged_weights_where_there_are_some(place: Path) -> None:
+    result = run(place, edited(place))
+    state = read_checkpoint(result.last_checkpoint)["state_dict"]
+    assert torch.equal(load_for_export(result.last_checkpoint).style_vectors, state["average_styles.weight"])
+    assert not torch.equal(state["average_styles.weight"], state["styles.weight"])
+    plain = run(place, edited(place, ("[trainer]", "[trainer]\naverage_decay = 0")), out="plain")
+    state = read_checkpoint(plain.last_checkpoint)["state_dict"]
+    assert torch.equal(load_for_export(plain.last_checkpoint).style_vectors, state["styles.weight"])
+
+
+def test_interrupted_and_resumed_is_as_good_as_uninterrupted(place: Path) -> None:
+    recipe = edited(place, ("steps = 6", "steps = 4"))
+    whole = run(place, recipe, out="whole")
+    for steps in (1, 2, 3, 4):
+        parts = run(place, recipe, out="parts", minutes=0.0)  # one step each
+        assert (parts.steps, steps_in(parts.last_checkpoint)) == (steps, steps)
+    one, other = (read_checkpoint(r.last_checkpoint) for r in (whole, parts))
+    for name, value in one["state_dict"].items():
+        assert torch.allclose(value, other["state_dict"][name], atol=1e-6), name
+    assert other["restyle"]["wall_seconds"] > 0
+
+
+def test_a_finished_run_stays_finished_and_a_longer_recipe_goes_on(place: Path) -> None:
+    run(place, edited(place, ("steps = 6", "steps = 2")))
+    before = (place / "run" / "last.ckpt").read_bytes()
+    assert run(place, edited(place)).steps == 2
+    assert (place / "run" / "last.ckpt").read_bytes() == before
+    result = run(place, edited(place, ("steps = 2", "steps = 5"), ("[optimiser]", "[optimiser]\nlearning_rate = 0.5")))
+    assert result.steps == 5
+    schedule = read_checkpoint(result.last_checkpoint)["lr_schedulers"][0]
+    assert schedule["base_lrs"] == [0.5]  # a new rate is not overruled by the stored one
+
+
+def test_a_recipe_that_no_longer_fits_is_refused_and_fresh_sets_the_old_run_aside(place: Path) -> None:
+    run(place, edited(place, ("steps = 6", "steps = 1")))
+    changed = edited(place, ("hidden = 16", "hidden = 32"), ('id = "sax"', 'id = "saxophone"'))
+    with pytest.raises(CheckpointError, match=r"model\.hidden: 16 -> 32; style\.id: sax, .*--fresh"):
+        run(place, changed)
+    set_aside(place / "run")
+    assert (place / "run" / "previous-1" / "last.ckpt").is_file()
+    assert (place / "run" / "previous-1" / "tensorboard").is_dir()
+    assert run(place, changed).steps == 1
+
+
+def test_recordings_trained_on_stay_listed_when_the_folder_changes(place: Path) -> None:
+    first = run(place, edited(place, ("steps = 6", "steps = 1")))
+    heard = read_checkpoint(first.last_checkpoint)["restyle"]["recordings"]["sax"]["train"]
+    (place / "sax" / heard[0]["name"]).unlink()
+    second = run(place, edited(place, ("steps = 1", "steps = 2")))
+    listed = read_checkpoint(second.last_checkpoint)["restyle"]["recordings"]["sax"]["train"]
+    assert {item["sha256"] for item in heard} <= {item["sha256"] for item in listed}
+
+
+def test_foreign_damaged_and_missing_checkpoints_are_named(place: Path) -> None:
+    result = run(place, edited(place, ("steps = 6", "steps = 1")))
+    with pytest.raises(CheckpointError, match=r"none\.ckpt: there is no such checkpoint"):
+        load_for_export(place / "none.ckpt")
+    damaged = place / "damaged.ckpt"
+    damaged.write_bytes(result.last_checkpoint.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"damaged\.ckpt: cannot be read as a checkpoint"):
+        load_for_export(damaged)
+    foreign = place / "foreign.ckpt"
+    torch.save({"state_dict": {}}, foreign)
+    with pytest.raises(CheckpointError, match=r"holds no 'restyle' entry"):
+        load_for_export(foreign)
+    torch.save({"state_dict": {}, "code": subprocess.Popen}, foreign)  # would import what it names
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_for_export(foreign)
+    checkpoint = read_checkpoint(result.last_checkpoint)
+    checkpoint["restyle"]["format"] = 99
+    torch.save(checkpoint, foreign)
+    with pytest.raises(CheckpointError, match="format: is 99, this version reads 1"):
+        load_for_export(foreign)
+    checkpoint["restyle"]["format"] = 1
+    checkpoint["state_dict"].pop("average_styles.weight")
+    torch.save(checkpoint, foreign)
+    with pytest.raises(CheckpointError, match="does not fit this version's model"):
+        load_for_export(foreign)
+
+
+def test_a_step_without_finite_gradient_changes_nothing_and_many_end_the_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = edited(place, ("steps = 6", "steps = 30"), ("[optimiser]", "[optimiser]\nweight_decay = 0"))
+    judge = RestoreObjective.judge
+
+    def poisoned(self: RestoreObjective, answer: torch.Tensor, target: torch.Tensor) -> object:
+        result = judge(self, answer, target)
+        bad = self.global_step >= 2 and self.trainer.training
+        return dataclasses.replace(result, total=result.total * float("nan")) if bad else result
+
+    monkeypatch.setattr(RestoreObjective, "judge", poisoned)
+    with pytest.raises(TrainingError, match=r"no finite gradient in 20 steps .* lower optimiser\.learning_rate"):
+        run(place, recipe)
+    state = read_checkpoint(place / "run" / "last.ckpt")["state_dict"]
+    assert steps_in(place / "run" / "last.ckpt") > 2
+    assert all(bool(torch.isfinite(value).all()) for value in state.values())
+
+
+def test_the_rate_rises_then_falls() -> None:
+    config = OptimiserConfig(warmup_steps=10, final_fraction=0.1)
+    factors = [learning_rate_factor(step, 110, config) for step in range(120)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[10] == pytest.approx(1.0)
+    assert factors[60] == pytest.approx(0.55)  # half way: the mean of 1 and 0.1
+    assert factors[110] == factors[119] == pytest.approx(0.1)
+
+
+def test_batches_depend_on_step_and_process_alone(place: Path) -> None:
+    recipe = edited(place)
+    samplers = [ExcerptSampler(style.train, recipe.data) for style in recordings(place, recipe).styles]
+
+    def total(step: int, rank: int) -> float:
+        return float(TrainingBatches(samplers, recipe, 0, rank).batch(step).raw.abs().sum())
+
+    assert total(3, 0) == total(3, 0)
+    assert len({total(3, 0), total(4, 0), total(3, 1)}) == 3
+    later = iter(TrainingBatches(samplers, recipe, 3, 0))
+    assert float(next(later).raw.abs().sum()) == total(3, 0)
+    loader = torch.utils.data.DataLoader(TrainingBatches(samplers, recipe, 0, 0), batch_size=None, num_workers=2)
+    batches = iter(loader)
+    assert [float(next(batches).raw.abs().sum()) for _ in range(4)] == [total(step, 0) for step in range(4)]
+
+
+def test_killed_at_any_moment_it_goes_on_at_the_last_checkpoint(place: Path) -> None:
+    edited(place, ("steps = 6", "steps = 100000"), ("checkpoint_every_steps = 2", "checkpoint_every_steps = 1"))
+    edited(place, ("validation_every_steps = 3", "validation_every_steps = 50000"))
+    last = place / "run" / "last.ckpt"
+    process = start(place)
+    wait_for(lambda: last.exists() and len(asked(place)) > 10, process)
+    process.kill()
+    process.wait()
+    done = steps_in(last)  # whole, although it was being written all the time
+    assert done >= 1
+    drawn = asked(place)
+    assert [step for step, _ in drawn] == list(range(len(drawn)))
+
+    (place / "asked-0.txt").unlink()
+    edited(place, ("steps = 100000", f"steps = {done + 3}"))
+    process = start(place, "--json")
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, output
+    assert f"goes on from step {done} of {done + 3}" in output.replace("\n", "")
+    assert json.loads(output.strip().splitlines()[-1])["steps"] == done + 3
+    assert steps_in(last) == done + 3
+    # It goes on with the batch that comes next, not with the first.
+    assert asked(place)[0][0] == done
+    shared = dict(drawn)
+    assert all(shared.get(step, total) == total for step, total in asked(place))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_writes_a_checkpoint_and_says_so(place: Path, number: signal.Signals) -> None:
+    edited(place, ("steps = 6", "steps = 100000"), ("checkpoint_every_steps = 2", "checkpoint_every_steps = 50000"))
+    edited(place, ("validation_every_steps = 3", "validation_every_steps = 50000"), ("workers = 0", "workers = 1"))
+    process = start(place)
+    wait_for(lambda: (place / "asked-0.txt").exists() and len(asked(place)) > 6, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "stopped by a signal" in output
+    assert "the same command goes on from here" in output
+    assert steps_in(place / "run" / "last.ckpt") >= 1
+    assert "Traceback" not in output
+
+
+def test_two_processes_train_together_on_different_data(place: Path) -> None:
+    edited(place, ("steps = 6", "steps = 3"))
+    process = start(place, "--devices", "2", "--strategy", "ddp", "--json")
+    output, _ = process.communicate(timeout=150)
+    assert process.returncode == 0, output
+    result = json.loads(output.strip().splitlines()[-1])
+    assert result["steps"] == 3
+    assert output.count('"last_checkpoint"') == 1  # one of the two speaks
+    ours, theirs = dict(asked(place, 0)), dict(asked(place, 1))
+    assert set(ours) & set(theirs) >= {0, 1, 2}
+    assert all(ours[step] != theirs[step] for step in (0, 1, 2))
+    assert load_for_export(place / "run" / "last.ckpt").style_vectors.shape == (2, 4)
+
+
+def test_the_command_says_what_is_wrong(place: Path) -> None:
+    runner = CliRunner()
+    missing = runner.invoke(app, ["train", str(place / "none.toml")])
+    assert missing.exit_code == 1
+    assert "cannot be read" in missing.output
+    assert runner.invoke(app, ["train"]).exit_code == 2
+    assert runner.invoke(app, ["train", str(place / "tiny.toml"), "--num-nodes", "0"]).exit_code == 2
+    shutil.rmtree(place / "sax")
+    common = ["train", str(place / "tiny.toml"), "--out", str(place / "run"), "--cache", str(place / "cache")]
+    empty = runner.invoke(app, common)
+    assert empty.exit_code == 1
+    assert "style 'sax': there is no folder" in empty.output
+    elsewhere = runner.invoke(app, [*common, "--data", str(place / "nowhere")])
+    assert elsewhere.exit_code == 1
+
+
+def test_flags_that_lightning_refuses_are_reported(place: Path) -> None:
+    recipe = edited(place)
+    options = RunOptions(place / "run", accelerator="abacus", progress=False)
+    with pytest.raises(TrainingError, match=r"do not go together: .*abacus.*--accelerator"):
+        run_training(recipe, recordings(place, recipe), options)
