@@ -59,7 +59,8 @@ class _Flat(nn.Module):
 def build_graph(model: nn.Module, style_dim: int, hop_samples: int) -> onnx.ModelProto:
     """Trace the model to ONNX with dynamic ``channels`` and number of hops ``n`` (the time axis is ``n*hop``).
 
-    Inputs ``audio [channels, n*hop]``, ``style [channels, style_dim]``, ``state.*``; outputs ``audio_out`` (ONNX allows a name once), ``next.*``.
+    Inputs ``audio [channels, n*hop]``, ``style [channels, style_dim]``, ``state.*``; outputs ``audio_out``, which
+    ONNX does not allow to be called ``audio`` too, and ``next.*``.
     """
     model = model.eval()
     # Example sizes that are neither 0 nor 1 nor equal to any other size, which torch.export would take for constants.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import subprocess
 from collections.abc import Sequence
@@ -138,9 +138,7 @@ def measure_loudness(
     meter = pyloudnorm.Meter(spec.sample_rate)
     loudness = []
     for vector in vectors:
-        out = run_torch(
-            model, torch.from_numpy(playing[:samples])[None], torch.from_numpy(vector)[None, None], samples
-        )
+        out = run_torch(model, torch.from_numpy(playing[:samples])[None], torch.from_numpy(vector)[None, None], samples)
         measured = float(meter.integrated_loudness(out[0].numpy().astype(np.float64)))
         loudness.append(measured if measured > SILENT_LUFS else SILENT_LUFS)
     return loudness
@@ -167,7 +165,7 @@ def card_of(trained: TrainedModel, description: str) -> Card:
         description=description or f"Styles: {', '.join(entry.label for entry in recipe.style)}",
         objective=recipe.objective,
         commit=_commit(),
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        date=dt.datetime.now(dt.UTC).date().isoformat(),
         steps=int(card["steps"]),
         training_minutes=round(float(card["wall_seconds"]) / 60, 1),
         sources=tuple(sources),
@@ -201,7 +199,7 @@ def _name_samples(graph: onnx.ModelProto, hop_samples: int) -> None:
 
 
 def _strip(graph: onnx.ModelProto) -> None:
-    """Remove what tracing leaves behind (stack traces, names of source files): it is nobody's business and half the size."""
+    """Remove what tracing leaves behind (stack traces, names of source files): nobody's business, half the size."""
     del graph.metadata_props[:]
     for node in graph.graph.node:
         del node.metadata_props[:]

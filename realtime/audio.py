@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 CLIENT_NAME = "restyle"
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf")
 _INVALID_RATE, _INVALID_CHANNELS = -9997, -9998
+_kept_for_portaudio: list[Any] = []
 
 
 class DeviceError(RuntimeError):
@@ -56,12 +58,24 @@ def quiet_libraries() -> Iterator[None]:
     sys.stderr.flush()
     saved = os.dup(2)
     try:
-        with open(os.devnull, "wb") as nowhere:
+        with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+def silence_jack() -> None:
+    """Keep the JACK libraries loaded so far from writing over the terminal when their server dies."""
+    with contextlib.suppress(OSError, AttributeError):
+        maps = Path("/proc/self/maps").read_text()
+        # They report to any function that takes a text; strlen does, and leaves it at that.
+        listener = ctypes.CDLL(None).strlen
+        # RtMidi brings a library of its own.
+        for library in set(re.findall(r"/\S*/libjack[^/\s]*\.so\S*", maps)):
+            ctypes.CDLL(library).jack_set_error_function(listener)
+            ctypes.CDLL(library).jack_set_info_function(listener)
 
 
 def portaudio(client_name: str | None = None) -> ModuleType:
@@ -79,9 +93,12 @@ def portaudio(client_name: str | None = None) -> ModuleType:
         with contextlib.suppress(Exception):
             # PortAudio takes the name only before it starts; other builds have no JACK and no such function.
             sounddevice._terminate()
-            ctypes.CDLL(sounddevice._libname).PaJack_SetClientName(client_name.encode())  # pyright: ignore[reportAttributeAccessIssue]
+            # PortAudio keeps the pointer and makes no copy.
+            _kept_for_portaudio.append(ctypes.create_string_buffer(client_name.encode()))
+            ctypes.CDLL(sounddevice._libname).PaJack_SetClientName(_kept_for_portaudio[-1])  # pyright: ignore[reportAttributeAccessIssue]
         with contextlib.suppress(sounddevice.PortAudioError), quiet_libraries():
             sounddevice._initialize()
+    silence_jack()
     return sounddevice
 
 
@@ -135,6 +152,11 @@ def find_device(devices: list[Device], wanted: str | None, direction: str) -> De
     return found[0]
 
 
+def device_names(source: Device, sink: Device) -> str:
+    """Both, or the one that is both, for a message."""
+    return f"'{source.name}'" if source.index == sink.index else f"'{source.name}' and '{sink.name}'"
+
+
 DuplexCallback = Callable[[NDArray[np.float32], NDArray[np.float32], int, Any, Any], None]
 
 
@@ -155,18 +177,19 @@ def open_duplex(
         raise DeviceError(f"'{source.name}' has {source.inputs} input channels, {channels} were asked for")
     outputs = min(max(channels, 2), sink.outputs)
     try:
-        return sd.Stream(
-            samplerate=sample_rate,
-            blocksize=block,
-            device=(source.index, sink.index),
-            channels=(channels, outputs),
-            dtype="float32",
-            latency="low",
-            callback=callback,
-        )
+        with quiet_libraries():
+            return sd.Stream(
+                samplerate=sample_rate,
+                blocksize=block,
+                device=(source.index, sink.index),
+                channels=(channels, outputs),
+                dtype="float32",
+                latency="low",
+                callback=callback,
+            )
     except sd.PortAudioError as error:
         code = error.args[1] if len(error.args) > 1 else 0
-        names = f"'{source.name}'" if source.index == sink.index else f"'{source.name}' and '{sink.name}'"
+        names = device_names(source, sink)
         if code == _INVALID_RATE:
             raise DeviceError(
                 f"{names}: cannot run at {sample_rate} Hz, the model's rate (its own is {source.sample_rate:g} Hz); "
@@ -205,7 +228,7 @@ def read_blocks(path: Path, block: int) -> Iterator[NDArray[np.float32]]:
     try:
         with soundfile.SoundFile(str(path)) as file:
             while len(frames := file.read(block, dtype="float32", always_2d=True)):
-                yield np.ascontiguousarray(frames.T)
+                yield np.ascontiguousarray(frames.T, dtype=np.float32)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise AudioFileError(f"{path}: cannot be read to its end ({error})") from None
 
@@ -229,7 +252,8 @@ class AudioWriter:
                 str(self._temporary), "w", sample_rate, channels, subtype=subtype or _subtype(suffix)
             )
         except (soundfile.SoundFileError, OSError, ValueError) as error:
-            self._temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._temporary.unlink()
             raise AudioFileError(f"{path}: cannot be written ({error})") from None
 
     def write(self, block: NDArray[np.float32]) -> None:
@@ -258,7 +282,7 @@ class AudioWriter:
             raise
 
     def salvage(self) -> None:
-        """After a full disk: give the name to the whole file that fits, however short. Raises AudioFileError if none."""
+        """After a full disk: give the name to what fits, as a whole file. Raises AudioFileError if there is none."""
         with contextlib.suppress(soundfile.SoundFileError, OSError):
             self._file.close()
         try:
@@ -277,7 +301,9 @@ class AudioWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.commit()
         else:

@@ -58,7 +58,9 @@ def measure_processor_latency(bundle: Bundle, provider: str = "cpu", block: int 
     processor.prepare(bundle.manifest.spectral.sample_rate, block, 1)
     audio = np.zeros((1, 40 * block + 1000), np.float32)
     audio[0, 100] = 0.5
-    out = np.concatenate([processor.process(audio[:, i : i + block]).copy() for i in range(0, audio.shape[1], block)], 1)
+    out = np.concatenate(
+        [processor.process(audio[:, i : i + block]).copy() for i in range(0, audio.shape[1], block)], 1
+    )
     return int(np.abs(out[0]).argmax()) - 100
 
 
@@ -84,7 +86,7 @@ def _field(number: int, value: int | bytes) -> bytes:
 
 
 def matmul_model(rows: int, columns: int) -> bytes:
-    """An ONNX file of one MatMul, [1, rows] by [rows, columns] weights; written by hand so that the engine needs no onnx.
+    """An ONNX file of one MatMul, [1, rows] by [rows, columns] weights; by hand, so that the engine needs no onnx.
 
     Field numbers: onnx/onnx.proto.
     """
@@ -226,7 +228,9 @@ def _machine() -> str:
     return f"{name}, {os.cpu_count()} cores, {platform.system()}"
 
 
-def measure(model: Path, provider: str, hops: int, startup: bool) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
+def measure(
+    model: Path, provider: str, hops: int, startup: bool
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
     """All figures as plain values, and the times in ms that they come from. Raises BundleError, ProviderError."""
     begin = time.perf_counter()
     bundle = read_bundle(model)
@@ -275,7 +279,10 @@ def table(figures: dict[str, Any]) -> Table:
     """The figures for a terminal."""
     rate, budget = figures["sample_rate"], figures["hop_ms"]
     grid = Table("figure", "value", title=f"{figures['model']} on {figures['machine']} ({figures['provider']})")
-    for name, label in (("algorithmic_latency_samples", "algorithmic latency"), ("processor_latency_samples", "processor")):
+    for name, label in (
+        ("algorithmic_latency_samples", "algorithmic latency"),
+        ("processor_latency_samples", "processor"),
+    ):
         value = figures[name]
         milliseconds = 1e3 * value["measured"] / rate
         text = f"{value['measured']} samples ({milliseconds:.2f} ms) measured, {value['declared']} declared"
@@ -306,7 +313,9 @@ def draw(path: Path, figures: dict[str, Any], times: dict[str, NDArray[np.float6
     upper, lower = figure.subplots(2, 1)
     top = max(float(np.percentile(lane, 99.9)) for lane in times.values()) * 1.3
     for name, lane in times.items():
-        upper.hist(lane, bins=np.linspace(0, top, 200).tolist(), histtype="step", label=f"{name}: p50 {np.median(lane):.3f} ms")
+        upper.hist(
+            lane, bins=np.linspace(0, top, 200).tolist(), histtype="step", label=f"{name}: p50 {np.median(lane):.3f} ms"
+        )
     upper.set(yscale="log", xlabel="ms per hop", ylabel="hops", title=f"{figures['model']} on {figures['machine']}")
     upper.legend()
     lower.plot(times["processor"], ".", markersize=1.5)

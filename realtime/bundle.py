@@ -56,7 +56,7 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class Style:
-    """One style: a stable id, its vector, its loudness on the reference playing, and the MIDI program that selects it."""
+    """One style: a stable id, its vector, its loudness on the reference playing, and the MIDI program for it."""
 
     id: str
     label: str
@@ -177,7 +177,9 @@ def read_bundle(path: Path | str) -> Bundle:
             raise BundleError(path, "file", f"{size} bytes are above the limit of {MAX_FILE_BYTES}")
         data = path.read_bytes()
     except FileNotFoundError:
-        raise BundleError(path, "file", "there is no such file", "check the path; 'restyle info' shows the shipped model") from None
+        raise BundleError(
+            path, "file", "there is no such file", "check the path; 'restyle info' shows the shipped model"
+        ) from None
     except OSError as error:
         raise BundleError(path, "file", f"cannot be read: {error.strerror}") from None
     try:
@@ -254,8 +256,14 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
             f"{here}.vector",
             f"has {len(style.vector)} numbers, style_dim is {manifest.style_dim}",
         )
-        need(all(math.isfinite(v) and abs(v) < 1e4 for v in style.vector), f"{here}.vector", "has a number that is no sane one")
-        need(-100.0 <= style.loudness_lufs <= 20.0, f"{here}.loudness_lufs", f"{style.loudness_lufs} is outside -100..20")
+        need(
+            all(math.isfinite(v) and abs(v) < 1e4 for v in style.vector),
+            f"{here}.vector",
+            "has a number that is no sane one",
+        )
+        need(
+            -100.0 <= style.loudness_lufs <= 20.0, f"{here}.loudness_lufs", f"{style.loudness_lufs} is outside -100..20"
+        )
         need(0 <= style.program <= 127, f"{here}.program", f"{style.program} is outside 0..127")
     for parameter in manifest.parameters:
         need(
@@ -267,7 +275,7 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
         )
     for state in manifest.states:
         need(
-            all(0 < size for size in state.shape) and math.prod(state.shape) <= 2**24,
+            all(size > 0 for size in state.shape) and math.prod(state.shape) <= 2**24,
             f"states.{state.name}.shape",
             f"{list(state.shape)} is empty or too large",
         )
@@ -288,7 +296,9 @@ def _check_outline(path: Path, outline: _Outline) -> None:
         raise BundleError(path, "graph", "keeps data in other files", "a model is one file; export it again")
     strange = sorted(d for d in outline.domains if d not in ("", "ai.onnx"))
     if strange:
-        raise BundleError(path, "graph", f"uses custom operators of {', '.join(map(repr, strange))}", "only standard ONNX is run")
+        raise BundleError(
+            path, "graph", f"uses custom operators of {', '.join(map(repr, strange))}", "only standard ONNX is run"
+        )
     if outline.subgraphs or outline.functions:
         raise BundleError(path, "graph", "has subgraphs or functions, which a streaming model does not need")
 
@@ -311,11 +321,17 @@ def _check_tensors(path: Path, outline: _Outline, manifest: Manifest) -> None:
                 raise BundleError(path, f"graph {side} '{name}'", "is not float32")
             rank = 2 if name in ("audio", "audio_out") else 1 + len(shape)
             if len(dims) != rank or dims[0] is not None:
-                raise BundleError(path, f"graph {side} '{name}'", f"has shape {list(dims)}, needs [channels, ...] of rank {rank}")
+                raise BundleError(
+                    path, f"graph {side} '{name}'", f"has shape {list(dims)}, needs [channels, ...] of rank {rank}"
+                )
             if shape and dims[1:] != shape:
-                raise BundleError(path, f"graph {side} '{name}'", f"has shape {list(dims[1:])}, the manifest says {list(shape)}")
+                raise BundleError(
+                    path, f"graph {side} '{name}'", f"has shape {list(dims[1:])}, the manifest says {list(shape)}"
+                )
             if name == "audio" and dims[1] not in (None, hop):
-                raise BundleError(path, f"graph input '{name}'", f"takes {dims[1]} samples, not multiples of the hop of {hop}")
+                raise BundleError(
+                    path, f"graph input '{name}'", f"takes {dims[1]} samples, not multiples of the hop of {hop}"
+                )
 
 
 @dataclass

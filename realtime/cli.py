@@ -24,10 +24,10 @@ COMMAND_GROUP = "restyle.commands"
 class _Commands(TyperGroup):
     """Commands of this file, and those that other packages add through entry points, loaded when asked for."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *(point.name for point in entry_points(group=COMMAND_GROUP))]
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         own = super().get_command(ctx, cmd_name)
         if own is not None:
             return own
@@ -176,7 +176,9 @@ def live(
     midi_map: Annotated[Path | None, typer.Option("--map", help="TOML file: which controller moves what.")] = None,
     provider: ProviderOption = "cpu",
     record: Annotated[Path | None, typer.Option(help="Folder for input.wav, output.wav and performance.png.")] = None,
-    clip: Annotated[Path | None, typer.Option(help="Perform a sound file at real-time pace instead of a device.")] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="Perform a sound file at real-time pace instead of a device.")
+    ] = None,
     loop: Annotated[bool, typer.Option(help="Play the clip round and round.")] = False,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time; default: at Ctrl-C.")] = None,
 ) -> None:

@@ -23,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime.audio import (
+    CLIENT_NAME,
     AudioFileError,
     Device,
     DeviceError,
     NoDeviceError,
+    device_names,
     file_info,
     find_device,
     list_devices,
@@ -41,7 +43,6 @@ from realtime.ring import Mailbox, Ring
 from realtime.stream import ProviderError
 
 MAX_BLOCK = 8192
-CLIENT_NAME = "restyle"
 HOP_FIELDS = ("hop_ms", "graph_ms")
 
 
@@ -97,14 +98,15 @@ class Engine:
         self.bundle = read_bundle(settings.model)
         self.processor = Processor(self.bundle, settings.provider)
         self.sample_rate = self.bundle.manifest.spectral.sample_rate
+        channels = settings.channels
+        self.processor.prepare(self.sample_rate, MAX_BLOCK, channels)
+        # Shared memory comes last: nothing after it can fail and leave it open.
         self._controls = Mailbox.attach(settings.controls_name)
         self._meters = Mailbox.attach(settings.meters_name)
         self._hops = Ring.attach(settings.hops_name)
         self._sound = Ring.attach(settings.sound_name) if settings.sound_name else None
-        channels = settings.channels
-        if self._controls.changed():
-            self.processor.controls = Controls.unpack(self._controls.read())
-        self.processor.prepare(self.sample_rate, MAX_BLOCK, channels)
+        self.processor.controls = Controls.unpack(self._controls.read())
+        self.processor.reset()
         self._in = np.zeros((channels, MAX_BLOCK), np.float32)
         self.out = np.zeros((channels, MAX_BLOCK), np.float32)
         self._record = np.zeros((MAX_BLOCK, 2 * channels), np.float32)
@@ -158,7 +160,9 @@ class Engine:
             )
         )
 
-    def on_audio(self, source: NDArray[np.float32], sink: NDArray[np.float32], frames: int, _: Any, status: Any) -> None:
+    def on_audio(
+        self, source: NDArray[np.float32], sink: NDArray[np.float32], frames: int, _: Any, status: Any
+    ) -> None:
         """PortAudio's callback: source [frames, inputs], sink [frames, outputs]."""
         if status:
             self.xruns += 1
@@ -169,7 +173,7 @@ class Engine:
             block = self._in[:, :count]
             block[:] = source[at : at + count, :channels].T
             out = self.run_block(block)
-            sink[at : at + count] = out.T if channels == sink.shape[1] else out[:1].T
+            sink[at : at + count] = out[: sink.shape[1]].T  # one channel goes to every output
             at += count
 
     def close(self) -> None:
@@ -236,12 +240,16 @@ def _play_device(engine: Engine, pipe: Connection) -> None:
     stream = open_duplex(sd, source, sink, engine.sample_rate, block, settings.channels, engine.on_audio)
     with contextlib.suppress(Exception):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(20))
-    stream.start()
-    delays = {"device_in_ms": 1e3 * stream.latency[0], "device_out_ms": 1e3 * stream.latency[1]}
-    pipe.send(("ready", {"input": asdict(source), "output": asdict(sink), "block": block, **delays}))
+    try:
+        stream.start()
+    except sd.PortAudioError as error:
+        raise DeviceError(f"{device_names(source, sink)}: cannot be started: {error.args[0]}") from None
+    pipe.send(("ready", {"input": asdict(source), "output": asdict(sink), "block": block}))
     while not _stop_asked(pipe, 0.1):
         if not stream.active:
-            raise DeviceError(f"'{source.name}' or '{sink.name}' went away during the performance")
+            pipe.send(("error", f"{device_names(source, sink)}: went away during the performance"))
+            # PortAudio waits for a dead JACK server for ever: in stop, in close, and when the interpreter exits.
+            os._exit(1)
     stream.abort()
     stream.close()
 

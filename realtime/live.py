@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
+import signal
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -105,6 +108,19 @@ def percentiles_ms(times: NDArray[np.float32]) -> dict[str, float]:
     return {"p50": p50, "p99": p99, "p999": p999, "max": float(times.max())}
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits; and a process started meanwhile never hears it, though it belongs to the same terminal."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Performance:
     """Context: entering starts the audio process and MIDI, leaving stops them and finishes the recording.
 
@@ -130,10 +146,11 @@ class Performance:
         self.midi_names: list[str] = []
         self._recent: deque[float] = deque(maxlen=STATUS_HOPS)
 
-    def _midi_file_events(self) -> list[tuple[float, bytes]]:
+    def _midi_file_events(self) -> list[tuple[float, bytes]] | None:
+        """The events of the MIDI file that performs, None where MIDI comes from ports."""
         name = self.settings.midi
         if name is None or Path(name).suffix.lower() not in (".mid", ".midi"):
-            return []
+            return None
         return read_midi_file(Path(name))
 
     def __enter__(self) -> Self:
@@ -153,7 +170,7 @@ class Performance:
         try:
             self._start()
         except BaseException:
-            self._stop_everything(keep_recording=False)
+            self._stop_everything()
             raise
         return self
 
@@ -178,16 +195,18 @@ class Performance:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=engine_process, args=(engine_settings, theirs), name="restyle-audio")
-        self._process.start()
+        with _interrupts_held():
+            self._process.start()
         theirs.close()
-        if self._sound is not None and settings.record is not None:
-            self._recorder = Recorder(self._sound, settings.record, spec.sample_rate, settings.channels)
-        if not self._events:
+        if self._events is None:
             self._inputs = MidiInputs(settings.midi, self._on_midi)
             self.midi_names = self._inputs.names
         self._await_ready()
+        if self._sound is not None and settings.record is not None:
+            # Not before there is sound: a start that fails leaves an earlier recording alone.
+            self._recorder = Recorder(self._sound, settings.record, spec.sample_rate, settings.channels)
         sys.setswitchinterval(1e-3)
-        if self._events:
+        if self._events is not None:
             self.midi_names = [f"file {settings.midi}"]
             self._player = threading.Thread(target=self._play_events, name="midi-file", daemon=True)
             self._player.start()
@@ -232,7 +251,7 @@ class Performance:
 
     def _play_events(self) -> None:
         start = time.monotonic()
-        for seconds, data in self._events:
+        for seconds, data in self._events or []:
             if self._over.wait(max(0.0, start + seconds - time.monotonic())):
                 return
             self._on_midi(data)
@@ -249,12 +268,13 @@ class Performance:
             self._recent.extend(times[:, 0].tolist())
         with self._lock:
             self._note_mix()
+        alive = self._process.is_alive()  # before the pipe: its last words come first
         if self._pipe.poll():
             return self._hear(self._receive())
-        if not self._process.is_alive():
+        if not alive:
             raise PerformanceError(f"the audio process died (exit code {self._process.exitcode})")
-        alive_at = EngineMeters.unpack(self._meters.read()).alive_at
-        if alive_at and time.monotonic() - alive_at > STALE_S:
+        alive_at = EngineMeters.unpack(self._meters.read()).alive_at or self.started_at
+        if time.monotonic() - alive_at > STALE_S:
             raise PerformanceError(f"no audio for {STALE_S:g} s: the device or its server has stopped")
         return False
 
@@ -288,7 +308,7 @@ class Performance:
         status = self.status()
         if self.history.hop_ms:
             status = replace(status, hop_ms=percentiles_ms(np.concatenate(self.history.hop_ms)[:, 0]))
-        self._stop_everything(keep_recording=True)
+        self._stop_everything()
         return Summary(replace(status, recorder_problem=self.recorder_problem), tuple(self._files))
 
     @property
@@ -310,7 +330,7 @@ class Performance:
             process.join(STOP_TIMEOUT_S)
         self._process = None
 
-    def _stop_everything(self, keep_recording: bool) -> None:
+    def _stop_everything(self) -> None:
         self._over.set()
         self._stop_audio()
         if self._inputs is not None:
@@ -320,10 +340,7 @@ class Performance:
             self._player.join(1.0)
         if self._recorder is not None:
             self._files = self._recorder.finish()
-            if not keep_recording:
-                for path in self._files:
-                    path.unlink(missing_ok=True)
-            elif len(self._files) == 2:
+            if len(self._files) == 2:
                 self._files.append(self._draw())
         for shared in (self._controls, self._meters, self._hops, self._sound):
             if shared is not None:
@@ -348,4 +365,4 @@ class Performance:
 
     def __exit__(self, *_: object) -> None:
         if not getattr(self, "_controls_closed", False):
-            self._stop_everything(keep_recording=True)
+            self._stop_everything()

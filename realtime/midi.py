@@ -13,12 +13,13 @@ from typing import Any
 
 import dacite
 
-from realtime.audio import quiet_libraries
+from realtime.audio import quiet_libraries, silence_jack
 from realtime.controls import Performer
 
 logger = logging.getLogger(__name__)
 
-CLIENT_NAME = "restyle"
+CLIENT_NAME = "restyle-midi"
+"""Not the audio client's name: a JACK server would give the later of the two another one."""
 VIRTUAL = "virtual"
 
 
@@ -48,7 +49,7 @@ KINDS: dict[int, tuple[str, int]] = {
 
 
 def decode(data: Sequence[int]) -> Message | None:
-    """One whole message as a driver delivers it -> Message; None for system messages and for garbage, never an error."""
+    """One whole message as a driver delivers it -> Message; None for system messages and garbage, never an error."""
     if not data or not 0x80 <= data[0] < 0xF0:
         return None
     kind, size = KINDS[data[0] >> 4]
@@ -177,13 +178,18 @@ def read_midi_file(path: Path) -> list[tuple[float, bytes]]:
     return events
 
 
-def _backends() -> list[tuple[str, Any]]:
-    """(name, RtMidi API) of what this build has and this machine can open, in order of preference."""
+def _library() -> Any:
+    """python-rtmidi, imported when MIDI is first asked for; its names are made at run time."""
     # Asking for MIDI must not start an audio server.
     os.environ.setdefault("JACK_NO_START_SERVER", "1")
     import rtmidi
 
-    usable = []
+    return rtmidi
+
+
+def _backends() -> list[tuple[str, Any]]:
+    """(name, RtMidi API) of what this build has and this machine can open, in order of preference."""
+    rtmidi, usable = _library(), []
     for api in rtmidi.get_compiled_api():
         if api == rtmidi.API_RTMIDI_DUMMY:
             continue
@@ -196,19 +202,22 @@ def _backends() -> list[tuple[str, Any]]:
             logger.debug("MIDI API %s: %s", api, error)
             continue
         usable.append((rtmidi.get_api_display_name(api), api))
+    silence_jack()
     return usable
 
 
 def list_ports(direction: str = "input") -> list[tuple[str, str]]:
     """(API, port name) of every MIDI port that can be opened; empty where there is no MIDI at all."""
-    import rtmidi
-
-    ports = []
+    rtmidi, ports = _library(), []
     for name, api in _backends():
         client = (rtmidi.MidiIn if direction == "input" else rtmidi.MidiOut)(api, name=f"{CLIENT_NAME}-probe")
         ports += [(name, port) for port in client.get_ports()]
         client.delete()
     return ports
+
+
+def _listing(ports: list[tuple[str, str]]) -> str:
+    return "; ".join(f"{i}: {name} ({api})" for i, (api, name) in enumerate(ports)) or "none"
 
 
 class MidiInputs:
@@ -225,17 +234,20 @@ class MidiInputs:
         backends = _backends()
         if wanted is not None and not backends:
             raise MidiError(f"MIDI port '{wanted}': this machine has no MIDI (neither a sequencer nor a JACK server)")
-        if wanted is None or wanted.casefold() == VIRTUAL:
-            self._open_virtual(backends)
+        virtual = wanted is not None and wanted.casefold() == VIRTUAL
+        if (wanted is None or virtual) and not self._open_virtual(backends) and virtual:
+            raise MidiError(f"this machine's MIDI has no virtual ports; there are: {_listing(list_ports())}")
         if wanted is None:
-            for port in range(len(list_ports())):
-                self._open_port(backends, port)
-        elif wanted.casefold() != VIRTUAL:
+            for port, (_, name) in enumerate(list_ports()):
+                if CLIENT_NAME not in name and "midi through" not in name.casefold():
+                    with contextlib.suppress(MidiError):
+                        self._open_port(backends, port)
+        elif not virtual:
             self._open_port(backends, self._choose(wanted))
 
     def _choose(self, wanted: str) -> int:
         ports = list_ports()
-        listing = "; ".join(f"{i}: {name} ({api})" for i, (api, name) in enumerate(ports)) or "none"
+        listing = _listing(ports)
         if wanted.strip().isdigit():
             if int(wanted) < len(ports):
                 return int(wanted)
@@ -253,19 +265,18 @@ class MidiInputs:
         self._open.append(client)
         self.names.append(name)
 
-    def _open_virtual(self, backends: list[tuple[str, Any]]) -> None:
-        import rtmidi
-
+    def _open_virtual(self, backends: list[tuple[str, Any]]) -> bool:
+        rtmidi = _library()
         for name, api in backends:
             with contextlib.suppress(Exception):
                 client = rtmidi.MidiIn(api, name=CLIENT_NAME)
                 client.open_virtual_port("in")
                 self._listen(client, f"virtual port '{CLIENT_NAME}' ({name})")
-                return
+                return True
+        return False
 
     def _open_port(self, backends: list[tuple[str, Any]], index: int) -> None:
-        import rtmidi
-
+        rtmidi = _library()
         for name, api in backends:
             client = rtmidi.MidiIn(api, name=CLIENT_NAME)
             ports = client.get_ports()
@@ -273,10 +284,11 @@ class MidiInputs:
                 index -= len(ports)
                 client.delete()
                 continue
-            if CLIENT_NAME in ports[index] or "midi through" in ports[index].casefold():
+            try:
+                client.open_port(index, "in")
+            except Exception as error:
                 client.delete()
-                return
-            client.open_port(index, "in")
+                raise MidiError(f"MIDI port '{ports[index]}': cannot be opened ({error})") from None
             self._listen(client, f"{ports[index]} ({name})")
             return
 

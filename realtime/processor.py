@@ -119,7 +119,7 @@ class Processor:
         self.channels, self.max_block = channels, max_block
         self.stream = Stream(self.bundle, channels, provider=self.provider)
         hop = self.hop_samples
-        self._ramp = (np.arange(1, hop + 1, dtype=np.float32) / hop)[None]
+        self._ramp: NDArray[np.float32] = (np.arange(1, hop + 1, dtype=np.float32) / np.float32(hop))[None]
         self._dry = np.zeros((channels, self.manifest.stream_delay_samples + hop), np.float32)
         self._out = np.zeros((channels, hop), np.float32)
         self._scratch = np.zeros((channels, hop), np.float32)
@@ -146,7 +146,7 @@ class Processor:
         self.meters = Meters()
 
     def take_hop_times(self) -> NDArray[np.float32]:
-        """Milliseconds [hops, (whole hop, graph alone)] of the hops since the last call, the latest TIMES_KEPT of them."""
+        """Milliseconds [hops, (whole hop, graph alone)] of the hops since the last call, at most TIMES_KEPT."""
         done = self.meters.hops
         first = max(self._times_taken, done - TIMES_KEPT)
         self._times_taken = done
@@ -241,7 +241,7 @@ class Processor:
         """Gain over one hop: a straight line, or one number where nothing moves."""
         if start == stop:
             return np.float32(stop)
-        return start + (stop - start) * self._ramp
+        return self._ramp * np.float32(stop - start) + np.float32(start)
 
     def _mix(self, wet: NDArray[np.float32], dry: NDArray[np.float32], old: _Gains, new: _Gains) -> None:
         """wet and dry [channels, hop] into the output, each under its gain."""

@@ -31,7 +31,9 @@ class Rendered:
     channels: int
 
 
-def _resampled(blocks: Iterator[NDArray[np.float32]], old: int, new: int, channels: int) -> Iterator[NDArray[np.float32]]:
+def _resampled(
+    blocks: Iterator[NDArray[np.float32]], old: int, new: int, channels: int
+) -> Iterator[NDArray[np.float32]]:
     """A stream of blocks [channels, n] at another rate, aligned to the sample, in constant memory."""
     if old == new:
         yield from blocks
@@ -136,6 +138,6 @@ def plan_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
         return [(path, target / path.relative_to(source)) for path in found]
     if not source.is_file():
         raise AudioFileError(f"{source}: there is no such file or folder")
-    if target.is_dir() or target.suffix.lower() not in AUDIO_SUFFIXES and not target.suffix:
+    if target.is_dir() or (target.suffix.lower() not in AUDIO_SUFFIXES and not target.suffix):
         return [(source, target / source.name)]
     return [(source, target)]

@@ -8,13 +8,19 @@ announce; on x86-64 stores are seen in that order, and the interpreter's own cal
 from __future__ import annotations
 
 from multiprocessing import shared_memory
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 _WRITTEN, _READ, _DROPPED, _CAPACITY, _WIDTH = range(5)
 _HEADER_WORDS = 8
+
+
+def _view(memory: shared_memory.SharedMemory, kind: type[Any], count: int, offset: int = 0) -> NDArray[Any]:
+    """An array [count] of numpy type ``kind`` that lies in the shared memory."""
+    assert memory.buf is not None
+    return np.frombuffer(memory.buf, kind, count, offset=offset)
 
 
 class _Shared:
@@ -45,10 +51,10 @@ class Ring(_Shared):
 
     def __init__(self, memory: shared_memory.SharedMemory, owner: bool) -> None:
         super().__init__(memory, owner)
-        self._words: NDArray[np.int64] = np.frombuffer(memory.buf, np.int64, _HEADER_WORDS)
+        self._words: NDArray[np.int64] = _view(memory, np.int64, _HEADER_WORDS)
         self.capacity, self.width = int(self._words[_CAPACITY]), int(self._words[_WIDTH])
-        self._data: NDArray[np.float32] = np.frombuffer(
-            memory.buf, np.float32, self.capacity * self.width, offset=8 * _HEADER_WORDS
+        self._data: NDArray[np.float32] = _view(
+            memory, np.float32, self.capacity * self.width, offset=8 * _HEADER_WORDS
         ).reshape(self.capacity, self.width)
 
     @classmethod
@@ -57,7 +63,7 @@ class Ring(_Shared):
         if capacity < 1 or width < 1:
             raise ValueError(f"capacity and width: must be at least 1, got {capacity} and {width}")
         memory = shared_memory.SharedMemory(create=True, size=8 * _HEADER_WORDS + 4 * capacity * width)
-        words = np.frombuffer(memory.buf, np.int64, _HEADER_WORDS)
+        words = _view(memory, np.int64, _HEADER_WORDS)
         words[:] = 0
         words[_CAPACITY], words[_WIDTH] = capacity, width
         del words
@@ -109,22 +115,22 @@ class Ring(_Shared):
 
 
 class Mailbox(_Shared):
-    """The latest ``size`` float64 numbers from one writer; the reader sees a whole value or its last one (a seqlock)."""
+    """The latest ``size`` float64 numbers from one writer; the reader sees it whole or its last one (a seqlock)."""
 
     def __init__(self, memory: shared_memory.SharedMemory, owner: bool) -> None:
         super().__init__(memory, owner)
-        self._words: NDArray[np.int64] = np.frombuffer(memory.buf, np.int64, 2)
+        self._words: NDArray[np.int64] = _view(memory, np.int64, 2)
         self.size = int(self._words[1])
-        self._values: NDArray[np.float64] = np.frombuffer(memory.buf, np.float64, self.size, offset=16)
+        self._values: NDArray[np.float64] = _view(memory, np.float64, self.size, offset=16)
         self._latest = self._values.copy()
         self._seen = 0
 
     @classmethod
     def create(cls, size: int) -> Self:
         memory = shared_memory.SharedMemory(create=True, size=16 + 8 * size)
-        words = np.frombuffer(memory.buf, np.int64, 2)
+        words = _view(memory, np.int64, 2)
         words[:] = 0, size
-        np.frombuffer(memory.buf, np.float64, size, offset=16)[:] = 0.0
+        _view(memory, np.float64, size, offset=16)[:] = 0.0
         del words
         return cls(memory, owner=True)
 

@@ -121,7 +121,9 @@ def draw_performance(
     axes[3].text(0.0, budget_ms, f" one hop: {budget_ms:.2f} ms", va="bottom", color="#b03030", fontsize=8)
     if len(times):
         p50, p99, p999 = np.percentile(times[:, 0], [50, 99, 99.9])
-        axes[3].set_xlabel(f"s;  time per hop p50 {p50:.2f}, p99 {p99:.2f}, p99.9 {p999:.2f}, max {times[:, 0].max():.2f} ms")
+        axes[3].set_xlabel(
+            f"s;  time per hop p50 {p50:.2f}, p99 {p99:.2f}, p99.9 {p999:.2f}, max {times[:, 0].max():.2f} ms"
+        )
     axes[3].set_ylim(0, max(1.3 * budget_ms, 1.0))
     axes[3].set_ylabel("ms per hop")
     axes[3].set_xlim(0, max(seconds, 0.1))
@@ -133,10 +135,10 @@ def draw_performance(
         temporary.unlink(missing_ok=True)
 
 
-def _draw_lane(axis, history: History, sample_rate: int, latency_samples: int, seconds: float) -> None:  # noqa: ANN001  # pyright: ignore[reportMissingParameterType]
+def _draw_lane(axis, history: History, sample_rate: int, latency_samples: int, seconds: float) -> None:  # pyright: ignore[reportMissingParameterType]
     labels = list(dict.fromkeys(label for _, mix in history.mixes for label in mix))
     starts = [(frames + latency_samples) / sample_rate for frames, _ in history.mixes]
-    stops = [*starts[1:], seconds]
+    stops = [*starts[1:], max(seconds, starts[-1])] if starts else []
     for (_, mix), start, stop in zip(history.mixes, starts, stops, strict=True):
         base = 0.0
         for label, weight in mix.items():

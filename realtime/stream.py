@@ -27,7 +27,8 @@ class ProviderError(RuntimeError):
 def make_session(graph: bytes, provider: str = "cpu", sizes: dict[str, int] | None = None) -> ort.InferenceSession:
     """A session that really runs on ``provider``, or ProviderError; one intra-op thread on the CPU.
 
-    ``sizes`` fixes named dimensions, so that onnxruntime works out shapes once and not at every step. onnxruntime falls back to the CPU without an exception, so the session's own list is compared afterwards.
+    ``sizes`` fixes named dimensions, so that onnxruntime works out shapes once and not at every step.
+    onnxruntime falls back to the CPU without an exception, so the session's own list is compared afterwards.
     """
     if provider not in PROVIDERS:
         raise ProviderError(f"provider '{provider}' is none of {', '.join(PROVIDERS)}")

@@ -70,7 +70,9 @@ def assert_streaming_contract(layer: Streaming, seed: int = 0) -> None:
     for _ in range(4):
         sizes = random_sizes(chunks, generator)
         pieces, piece_end = run(layer, layer.x, sizes)
-        assert float((pieces - whole).abs().max()) <= layer.tolerance * scale, f"chunks of {sizes} differ from the whole"
+        assert float((pieces - whole).abs().max()) <= layer.tolerance * scale, (
+            f"chunks of {sizes} differ from the whole"
+        )
         for one, other in zip(tensors(end), tensors(piece_end), strict=True):
             assert float((one - other).abs().max()) <= 1e-4 * max(1.0, float(one.abs().max())), "end states differ"
 

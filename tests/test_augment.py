@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from torch import Tensor  # noqa: E402
+from torch import Generator, Tensor  # noqa: E402
 
 from training.augment import (  # noqa: E402
     FILTER_FFT_SIZE,
@@ -45,7 +45,7 @@ UNFILTERED = dataclasses.replace(
 )
 
 
-def seeded(seed: int = 0) -> torch.Generator:
+def seeded(seed: int = 0) -> Generator:
     return torch.Generator().manual_seed(seed)
 
 

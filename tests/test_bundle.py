@@ -68,7 +68,7 @@ def test_the_shipped_model_is_what_it_says(shipped: Bundle) -> None:
 
 
 def test_the_shipped_model_tells_nothing_of_the_machine_that_made_it() -> None:
-    for word in (b"site-packages", b"/home/", b"/root", b"/work", b".py\""):
+    for word in (b"site-packages", b"/home/", b"/root", b"/work", b'.py"'):
         assert word not in SHIPPED
 
 
@@ -109,7 +109,9 @@ def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data
 
 
 def test_a_plain_onnx_file_is_refused_by_name(tmp_path: Path) -> None:
-    assert "manifest: is missing: an ONNX file, but not made by 'restyle export'" in refuse(tmp_path, matmul_model(8, 8))
+    assert "manifest: is missing: an ONNX file, but not made by 'restyle export'" in refuse(
+        tmp_path, matmul_model(8, 8)
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,9 @@ def test_a_plain_onnx_file_is_refused_by_name(tmp_path: Path) -> None:
         (lambda m: m["card"].update(steps="many"), 'wrong value type for field "card.steps"'),
     ],
 )
-def test_a_wrong_manifest_names_the_field(tmp_path: Path, change: Callable[[dict[str, Any]], object], text: str) -> None:
+def test_a_wrong_manifest_names_the_field(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], text: str
+) -> None:
     assert text in refuse(tmp_path, with_manifest(change))
 
 

@@ -37,7 +37,8 @@ def entry(name: str) -> StyleEntry:
 
 
 def clip(name: str = "alto_sax_a3") -> tuple[NDArray[np.float32], int]:
-    return soundfile.read(CLIPS / f"{name}.flac", dtype="float32")
+    audio, rate = soundfile.read(CLIPS / f"{name}.flac")
+    return np.asarray(audio, dtype=np.float32), rate
 
 
 def pitch_hz(audio: NDArray[np.float32], rate: int) -> float:

@@ -29,7 +29,7 @@ def bundle() -> Bundle:
 def guitar() -> NDArray[np.float32]:
     audio, rate = soundfile.read(DEMO_CLIP, dtype="float32")
     assert rate == RATE
-    return audio[RATE // 4 :]
+    return np.asarray(audio[RATE // 4 :], np.float32)
 
 
 def controls(bundle: Bundle, style: str = "violin", **values: float) -> Controls:
@@ -91,8 +91,9 @@ def test_any_block_length_gives_the_offline_model_output_later_by_the_declared_l
 def test_varying_block_lengths_change_nothing(blocks: list[int]) -> None:
     bundle = read_bundle(DEFAULT_MODEL)
     audio, _ = soundfile.read(DEMO_CLIP, dtype="float32", frames=60 * HOP, start=RATE // 4)
-    one = run(prepared(bundle), audio[None], 128)
-    other = run(prepared(bundle), audio[None], *blocks)
+    planar = np.asarray(audio, np.float32)[None]
+    one = run(prepared(bundle), planar, 128)
+    other = run(prepared(bundle), planar, *blocks)
     np.testing.assert_array_equal(one, other)
 
 

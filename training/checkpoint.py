@@ -45,6 +45,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        for left_over in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed
+            left_over.unlink(missing_ok=True)
         with temporary.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()

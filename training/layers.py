@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from realtime.spectral import SpectralSpec
@@ -68,6 +69,13 @@ class RealDft(nn.Module):
     """
 
     latency_samples = 0
+    window: Tensor  # [n1, n2]
+    first: Tensor  # [(2, k1, re|im), n1]
+    turn: Tensor  # [2, k1, (re|im, n2)]
+    second: Tensor  # [(re|im, n2), (re|im, k2)]
+    second_inverse: Tensor
+    last: Tensor  # [n1 of the tail, (2, k1, re|im)]
+    synthesis_window: Tensor  # [n1 of the tail, n2]
 
     def __init__(self, spec: SpectralSpec) -> None:
         super().__init__()
@@ -81,14 +89,14 @@ class RealDft(nn.Module):
         self.tail_rows = spec.synthesis_window_samples // m
         k1, i = np.arange(self.rows), np.arange(m)
         over_n1 = np.exp(-2j * np.pi * np.outer(k1, i) / m)  # [k1, n1]
-        twiddle = np.exp(-2j * np.pi * np.outer(k1, i) / n)  # [k1, n2]
+        twiddle: NDArray[np.complex128] = np.exp(-2j * np.pi * np.outer(k1, i) / n)  # [k1, n2]
         over_n2 = np.exp(-2j * np.pi * np.outer(i, i) / m)  # [n2, k2]
         # Rows (re, im) and then (-im, re): one elementwise product with (cos, cos), (sin, sin) and a sum over the
         # two is the complex product with the twiddle factors.
         plain = np.stack([over_n1.real, over_n1.imag], axis=1)
         turned = np.stack([-over_n1.imag, over_n1.real], axis=1)
         first = np.stack([plain, turned]).reshape(-1, m)  # [(2, k1, ri), n1]
-        turn = np.stack([np.tile(twiddle.real, 2), np.tile(twiddle.imag, 2)])  # [2, k1, (ri, n2)]
+        turn = np.stack([np.tile(part, 2) for part in (twiddle.real, twiddle.imag)])  # [2, k1, (ri, n2)]
         second = np.block([[over_n2.real, over_n2.imag], [-over_n2.imag, over_n2.real]])  # [(ri, n2), (ri, k2)]
         analysis, synthesis = spec.windows()
         counted = np.where((k1 == 0) | (k1 == m // 2), 1.0, 2.0)
@@ -154,6 +162,7 @@ class CausalFir(nn.Module):
     """A fixed causal filter per channel, with unit gain at zero frequency: the one-pole low-pass, cut to its taps."""
 
     latency_samples = 0
+    kernel: Tensor  # [channels, 1, taps]
 
     def __init__(self, channels: int, taps: int, pole: float) -> None:
         super().__init__()
@@ -182,6 +191,7 @@ class Envelope(nn.Module):
     """Root-mean-square level over the last hops, straight lines between hop ends."""
 
     latency_samples = 0
+    ramp: Tensor  # [hop]
 
     def __init__(self, channels: int, hop_samples: int, hops: int) -> None:
         super().__init__()
@@ -221,6 +231,8 @@ class Noise(nn.Module):
 
     latency_samples = 0
     primes = (4093, 4091)
+    factor: Tensor  # [hop]
+    offset: Tensor  # [hop]
 
     def __init__(self, hop_samples: int) -> None:
         super().__init__()
@@ -279,11 +291,12 @@ class Gru(nn.Module):
             return torch.cat([t[h : 2 * h], t[:h], t[2 * h :]])[None]
 
         cell = self.cell
-        bias = torch.cat([zrn(cell.bias_ih_l0), zrn(cell.bias_hh_l0)], dim=1)
+        input_weight, hidden_weight, input_bias, hidden_bias = cell.all_weights[0]
+        bias = torch.cat([zrn(input_bias), zrn(hidden_bias)], dim=1)
         batch, frames = x.shape[0], x.shape[1]
         y, last = torch.onnx.ops.symbolic_multi_out(
             "GRU",
-            [x.transpose(0, 1), zrn(cell.weight_ih_l0), zrn(cell.weight_hh_l0), bias, None, state.hidden[None]],
+            [x.transpose(0, 1), zrn(input_weight), zrn(hidden_weight), bias, None, state.hidden[None]],
             attrs={"hidden_size": h, "linear_before_reset": 1},
             dtypes=[torch.float32, torch.float32],
             shapes=[[frames, 1, batch, h], [1, batch, h]],

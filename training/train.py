@@ -279,5 +279,7 @@ def _silence_lightning() -> None:
         ".*isn't an instance of.*",
         ".*Checkpoint directory.*exists.*",
         ".*treespec.*",
+        ".*ended before the epoch ended.*",  # batches are numbered, a resumed run does not repeat them
+        ".*callbacks used to create the checkpoint.*",
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -79,6 +79,9 @@ def band_matrix(band_count: int, frequencies_hz: np.ndarray) -> np.ndarray:
 class Generator(nn.Module):
     """audio and style in, audio out, one hop of ``stream_delay_samples`` later; see the module's text."""
 
+    measure: Tensor  # [bins, bands]
+    spread: Tensor  # [bands, bins]
+
     def __init__(self, spec: SpectralSpec, config: GeneratorConfig) -> None:
         super().__init__()
         self.spec, self.config = spec, config
@@ -115,9 +118,7 @@ class Generator(nn.Module):
             overlap=self.overlap.init_state(batch),
         )
 
-    def _signals(
-        self, audio: Tensor, state: GeneratorState
-    ) -> tuple[Tensor, FirState, EnvelopeState, NoiseState]:
+    def _signals(self, audio: Tensor, state: GeneratorState) -> tuple[Tensor, FirState, EnvelopeState, NoiseState]:
         """audio [batch, time] -> the signals to be filtered [batch, signals, time]."""
         low, lowpass = self.lowpass(audio[:, None], state.lowpass)
         level, envelope = self.envelope(torch.cat([audio[:, None], low], dim=1), state.envelope)

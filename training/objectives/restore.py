@@ -102,7 +102,8 @@ class RestoreObjective(LightningModule):
 
     def judge(self, answer: Tensor, target: Tensor) -> LossTerms:
         """Losses of an answer [batch, samples - latency] against the target [batch, samples]."""
-        return self.loss(answer, target[:, : answer.shape[1]])
+        with torch.autocast(answer.device.type, enabled=False):  # logs of small numbers need float32
+            return self.loss(answer.float(), target[:, : answer.shape[1]])
 
     # -- Lightning ----------------------------------------------------------------------------------------------
 

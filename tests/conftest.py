@@ -1,0 +1,77 @@
+"""Fixtures that several test files share. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class JackServer:
+    """A JACK server of our own without a sound card, in synchronous mode: overload slips time, loses nothing."""
+
+    name: str
+    sample_rate: int
+    period: int
+    process: subprocess.Popen[bytes]
+
+    def kill(self) -> None:
+        """End it without warning, as a crash would."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(timeout=5)
+
+
+def _answers(server: str) -> bool:
+    look = subprocess.run(["jack_wait", "-c", "-s", server], capture_output=True, text=True, check=False, timeout=20)
+    return look.stdout.startswith("running")
+
+
+@contextlib.contextmanager
+def run_jack(log: Path, sample_rate: int = 48_000, period: int = 128) -> Iterator[JackServer]:
+    """A running server, and the environment that leads every client of this process and its children to it."""
+    name = f"restyle-test-{os.getpid()}-{next(_numbers)}"
+    environment = {"JACK_DEFAULT_SERVER": name, "JACK_NO_START_SERVER": "1"}
+    # A client that a loaded machine holds up is waited for, 4 s long, and not thrown out.
+    command = ["jackd", "-n", name, "-r", "-S", "-t", "4000", "-d", "dummy", "-r", str(sample_rate), "-p", str(period)]
+    with log.open("wb") as out, pytest.MonkeyPatch.context() as patch:
+        for variable, value in environment.items():
+            patch.setenv(variable, value)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + 20
+            # jack_wait -w looks once a second only.
+            while not _answers(name):
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.02)
+            # A second server of one name dies silently, and the first would have answered.
+            assert process.poll() is None, log.read_text()
+            yield JackServer(name, sample_rate, period, process)
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(timeout=5)
+
+
+@pytest.fixture
+def jack_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JackServer]:
+    """A JACK server for one test; parametrize indirectly with (sample rate, period), default (48 000 Hz, 128)."""
+    if shutil.which("jackd") is None:
+        pytest.skip("jackd is not installed; 'make setup' installs it")
+    sample_rate, period = getattr(request, "param", (48_000, 128))
+    with run_jack(tmp_path / "jackd.log", sample_rate, period) as server:
+        yield server

@@ -1,0 +1,184 @@
+"""The commands as a stranger meets them: right input, wrong input, exit codes 0, 1 and 2."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mido
+import numpy as np
+import pytest
+import soundfile
+
+from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
+
+
+def restyle(*arguments: str, cwd: Path | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "realtime.cli", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=cwd)
+    assert result.returncode == code, (result.stdout, result.stderr)
+    return result
+
+
+def test_help_lists_every_command_with_an_example_each() -> None:
+    listing = restyle("--help").stdout
+    for command in ("devices", "info", "live", "render", "bench", "train", "export"):
+        assert command in listing
+        assert "Example: restyle " + command in restyle(command, "--help").stdout
+
+
+def test_usage_errors_exit_with_2() -> None:
+    assert "No such command" in restyle("sing", code=2).stderr
+    assert "--loudly" in restyle("live", "--loudly", code=2).stderr
+    assert "--dry-wet" in restyle("live", "--dry-wet", "7", code=2).stderr
+
+
+def test_info_shows_the_card() -> None:
+    text = restyle("info").stdout
+    for word in ("violin", "256 samples (5.33 ms)", "framer.history", "CC-BY-3.0", "John Garner"):
+        assert word in text
+    manifest = json.loads(restyle("info", "--json").stdout)
+    assert manifest["latency_samples"] == 256
+
+
+def test_info_of_something_else_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "song.onnx"
+    path.write_bytes(DEMO_CLIP.read_bytes())
+    result = restyle("info", str(path), code=1)
+    assert f"{path}: file: is not a whole ONNX file" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_devices_prints_json_and_no_library_noise() -> None:
+    result = restyle("devices", "--json")
+    listing = json.loads(result.stdout)
+    assert set(listing) == {"audio", "midi_inputs", "midi_outputs", "problem"}
+    assert result.stderr == ""
+
+
+def test_render_a_file_and_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    audio, rate = soundfile.read(DEMO_CLIP, frames=24_000, start=12_000)
+    soundfile.write(folder / "a.wav", audio, rate)
+    soundfile.write(folder / "b.flac", np.stack([audio, audio[::-1]], axis=1), rate)
+    one = json.loads(
+        restyle("render", str(folder / "a.wav"), str(tmp_path / "a.wav"), "--style", "choir", "--json").stdout
+    )
+    assert one["rendered"][0]["frames"] == 24_000 and one["failed"] == []
+    (folder / "c.wav").write_bytes(b"not sound")
+    result = restyle("render", str(folder), str(tmp_path / "out"), "--style", "violin=1,flute=1", code=1)
+    assert "c.wav" in result.stderr and "2 rendered, 1 skipped" in result.stdout
+    assert soundfile.info(tmp_path / "out" / "b.flac").channels == 2
+    assert soundfile.info(tmp_path / "out" / "a.wav").frames == 24_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--style", "violinn"], "did you mean violin?"),
+        (["--model", "none.onnx"], "none.onnx: file: there is no such file"),
+        (["--midi", "none.mid"], "none.mid: there is no such file"),
+        (["--map", "none.toml"], "none.toml: there is no such file"),
+        (["--provider", "cuda"], "--provider cpu"),
+    ],
+)
+def test_render_says_what_is_wrong(tmp_path: Path, arguments: list[str], text: str) -> None:
+    result = restyle("render", str(DEMO_CLIP), str(tmp_path / "out.wav"), *arguments, code=1)
+    assert text in result.stderr and "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--style", "trumpett"], "did you mean trumpet?"),
+        (["--model", "none.onnx"], "there is no such file"),
+        (["--midi", "none.mid"], "none.mid: there is no such file"),
+        (["--clip", "none.wav"], "none.wav: there is no such file"),
+        (["--provider", "cuda", "--clip", str(DEMO_CLIP)], "--provider cpu"),
+    ],
+)
+def test_live_says_what_is_wrong(tmp_path: Path, arguments: list[str], text: str) -> None:
+    result = restyle("live", *arguments, "--seconds", "1", cwd=tmp_path, code=1)
+    assert text in result.stderr and "Traceback" not in result.stderr
+
+
+def test_live_on_a_clip_plays_records_and_leaves_a_picture(tmp_path: Path) -> None:
+    result = restyle(
+        "live", "--clip", str(DEMO_CLIP), "--style", "flute", "--record", "take", "--seconds", "3", cwd=tmp_path
+    )
+    assert "Flute 100%" in result.stdout and "latency 5.33 ms = hop 128 + overlap 128 samples" in result.stdout
+    assert result.stderr == ""
+    assert sorted(p.name for p in (tmp_path / "take").iterdir()) == ["input.wav", "output.wav", "performance.png"]
+    heard, rate = soundfile.read(tmp_path / "take" / "input.wav")
+    played, _ = soundfile.read(tmp_path / "take" / "output.wav")
+    assert rate == 48_000 and len(heard) == len(played) and 1.5 * rate < len(heard) < 4.5 * rate
+    clip, _ = soundfile.read(DEMO_CLIP, frames=len(heard))
+    np.testing.assert_allclose(heard, clip, atol=2**-22)
+    assert np.sqrt(np.mean(played[rate:] ** 2)) > 0.005
+    assert (tmp_path / "take" / "performance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_live_recording_equals_the_offline_engine(tmp_path: Path) -> None:
+    """What a performance records is what ``render`` makes of its input, later by the latency."""
+    quiet = tmp_path / "none.mid"
+    mido.MidiFile(tracks=[mido.MidiTrack()]).save(quiet)
+    clip = ("--clip", str(DEMO_CLIP), "--style", "violin", "--midi", str(quiet), "--seconds", "2")
+    restyle("live", *clip, "--record", "take", cwd=tmp_path)
+    take = tmp_path / "take"
+    restyle("render", str(take / "input.wav"), str(take / "render.wav"), "--style", "violin")
+    played, _ = soundfile.read(take / "output.wav")
+    rendered, _ = soundfile.read(take / "render.wav")
+    latency = read_bundle(DEFAULT_MODEL).manifest.latency_samples
+    np.testing.assert_allclose(played[latency:], rendered[:-latency], atol=1e-5)
+
+
+def test_ctrl_c_ends_a_performance_cleanly(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "realtime.cli", "live", "--clip", str(DEMO_CLIP), "--loop", "--record", "take"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline().startswith("performing: clip")
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=15)
+    assert process.returncode == 0, err
+    assert err == "" and "left: take/output.wav" in out
+    assert soundfile.info(tmp_path / "take" / "output.wav").frames > 24_000
+
+
+def test_bench_writes_every_figure(tmp_path: Path) -> None:
+    result = restyle(
+        "bench", "--hops", "500", "--no-startup", "--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png")
+    )
+    figures = json.loads((tmp_path / "b.json").read_text())
+    assert figures["algorithmic_latency_samples"] == {"declared": 256, "measured": 256}
+    assert figures["processor_latency_samples"] == {"declared": 256, "measured": 256}
+    compute = figures["compute_ms"]
+    assert 0 < compute["p50"] <= compute["p99"] <= compute["p999"] <= compute["max"]
+    assert figures["overhead_ratio"] > 0.9 and figures["matmul_ratio"] > 0.1 and figures["real_time_factor"] > 0
+    assert figures["model"] == "first" and figures["provider"] == "cpu" and figures["sample_rate"] == 48_000
+    assert "256 samples (5.33 ms) measured" in result.stdout
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_importing_the_engine_loads_nothing_heavy() -> None:
+    heavy = "{'torch', 'numpy', 'onnxruntime', 'sounddevice', 'librosa'}"
+    code = f"import sys, realtime; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_rendering_never_needs_torch(tmp_path: Path) -> None:
+    audio, rate = soundfile.read(DEMO_CLIP, frames=24_000)
+    soundfile.write(tmp_path / "in.wav", audio, rate)
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from realtime.cli import app\n"
+        f"app(['render', {str(tmp_path / 'in.wav')!r}, {str(tmp_path / 'out.wav')!r}, '--style', 'pipe_organ'])"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert soundfile.info(tmp_path / "out.wav").frames == 24_000
