@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import ExitStack
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -155,12 +156,18 @@ class Performance:
 
     def __enter__(self) -> Self:
         settings, spec = self.settings, self.manifest.spectral
-        self._controls = Mailbox.create(4 + self.manifest.style_dim)
-        self._meters = Mailbox.create(METER_COUNT)
-        self._hops = Ring.create(HOP_RING, len(HOP_FIELDS))
-        self._sound = None
-        if settings.record is not None:
-            self._sound = Ring.create(SOUND_RING_SECONDS * spec.sample_rate, 2 * settings.channels)
+        self._sound: Ring | None = None
+        try:
+            with ExitStack() as shared:
+                self._controls = shared.enter_context(Mailbox.create(4 + self.manifest.style_dim))
+                self._meters = shared.enter_context(Mailbox.create(METER_COUNT))
+                self._hops = shared.enter_context(Ring.create(HOP_RING, len(HOP_FIELDS)))
+                if settings.record is not None:
+                    frames = SOUND_RING_SECONDS * spec.sample_rate
+                    self._sound = shared.enter_context(Ring.create(frames, 2 * settings.channels))
+                self._shared = shared.pop_all()
+        except OSError as error:
+            raise PerformanceError(f"there is no room for shared memory: {error.strerror}") from None
         self._recorder: Recorder | None = None
         self._inputs: MidiInputs | None = None
         self._over = threading.Event()
@@ -328,6 +335,9 @@ class Performance:
         if process.is_alive():
             process.kill()
             process.join(STOP_TIMEOUT_S)
+            if self._inputs is not None:
+                # A JACK server that no longer answers would keep the MIDI ports from closing as well.
+                self._inputs.abandon()
         self._process = None
 
     def _stop_everything(self) -> None:
@@ -342,9 +352,7 @@ class Performance:
             self._files = self._recorder.finish()
             if len(self._files) == 2:
                 self._files.append(self._draw())
-        for shared in (self._controls, self._meters, self._hops, self._sound):
-            if shared is not None:
-                shared.close()
+        self._shared.close()
         self._controls_closed = True
 
     def _draw(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import tomllib
@@ -291,6 +292,13 @@ class MidiInputs:
                 raise MidiError(f"MIDI port '{ports[index]}': cannot be opened ({error})") from None
             self._listen(client, f"{ports[index]} ({name})")
             return
+
+    def abandon(self) -> None:
+        """Stop listening without closing: RtMidi waits for a JACK server that does not answer, for ever."""
+        self._on_message = lambda _: None
+        for client in self._open:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))  # its destructor would wait, too
+        self._open.clear()
 
     def close(self) -> None:
         for client in self._open:
