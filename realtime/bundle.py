@@ -28,6 +28,7 @@ KINDS = ("transfer", "generate", "recognise", "notes")
 MAX_FILE_BYTES = 512 * 2**20
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_STYLES = 4096
+MAX_STATE_NUMBERS = 2**24
 MODELS_DIR = Path(__file__).parent / "models"
 DEFAULT_MODEL = MODELS_DIR / "first.onnx"
 DEMO_CLIP = Path(__file__).parent / "demo" / "guitar.flac"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
@@ -46,7 +45,6 @@ def make_session(graph: bytes, provider: str = "cpu", sizes: dict[str, int] | No
     if wanted not in ort.get_available_providers():
         raise ProviderError(f"provider '{provider}' is not in this onnxruntime; {remedy}")
     chain: list[str] = [wanted] if provider == "cuda" else [wanted, PROVIDERS["cuda"]]
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = ort.InferenceSession(graph, options, providers=chain)
     except Exception as error:
@@ -54,14 +52,6 @@ def make_session(graph: bytes, provider: str = "cpu", sizes: dict[str, int] | No
     if session.get_providers()[0] != wanted:
         raise ProviderError(f"provider '{provider}' was asked for, but onnxruntime fell back to the CPU; {remedy}")
     return session
-
-
-@dataclass(frozen=True)
-class _Direction:
-    """One of two bindings: states are read from one set of buffers and written to the other."""
-
-    binding: ort.IOBinding
-    outputs: list[ort.OrtValue]
 
 
 class Stream:
@@ -78,6 +68,7 @@ class Stream:
         if manifest.kind != "transfer":
             raise BundleError(bundle.path, "manifest.kind", f"'{manifest.kind}' does not turn audio into audio")
         self.manifest, self.channels, self.provider = manifest, channels, provider
+        self._path = bundle.path
         self.step_samples = hops_per_step * manifest.spectral.hop_samples
         try:
             self.session = make_session(bundle.graph, provider, {"channels": channels, "samples": self.step_samples})
@@ -99,15 +90,18 @@ class Stream:
             {name: ort.OrtValue.ortvalue_from_numpy(zeros.copy(), device, 0) for name, zeros in self._zeros.items()}
             for _ in range(2)
         ]
-        self._inputs = {
-            "audio": ort.OrtValue.ortvalue_from_numpy(self.audio, device, 0),
-            "style": ort.OrtValue.ortvalue_from_numpy(self.style, device, 0),
-        }
-        self._directions = [self._bind(self._buffers[i], self._buffers[1 - i]) for i in range(2)]
+        self._inputs = {}
+        if self._on_device:
+            self._inputs = {
+                name: ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+                for name, array in (("audio", self.audio), ("style", self.style))
+            }
+        # States are read from one set of buffers and written to the other, in turns.
+        self._bindings = [self._bind(self._buffers[i], self._buffers[1 - i]) for i in range(2)]
         self._turn = 0
         self._run_options = ort.RunOptions()
 
-    def _bind(self, source: dict[str, ort.OrtValue], target: dict[str, ort.OrtValue]) -> _Direction:
+    def _bind(self, source: dict[str, ort.OrtValue], target: dict[str, ort.OrtValue]) -> ort.IOBinding:
         binding = self.session.io_binding()
         for name, array in (("audio", self.audio), ("style", self.style)):
             if self._on_device:
@@ -119,14 +113,14 @@ class Stream:
         for name in source:
             binding.bind_ortvalue_input(f"state.{name}", source[name])
             binding.bind_ortvalue_output(f"next.{name}", target[name])
-        return _Direction(binding, [target[name] for name in target])
+        return binding
 
     def step(self) -> NDArray[np.float32]:
         """Run ``self.audio`` under ``self.style``; returns ``self.audio_out``, valid until the next step."""
         if self._on_device:
             self._inputs["audio"].update_inplace(self.audio)
             self._inputs["style"].update_inplace(self.style)
-        self.session.run_with_iobinding(self._directions[self._turn].binding, self._run_options)
+        self.session.run_with_iobinding(self._bindings[self._turn], self._run_options)
         self._turn = 1 - self._turn
         return self.audio_out
 
@@ -137,8 +131,11 @@ class Stream:
         self.audio_out[:] = 0.0
 
     def warm_up(self, steps: int = 20) -> None:
-        """Run silence so that first-call work is done before the first note, then reset."""
+        """Run silence so that first-call work is done before the first note, then reset. Raises BundleError."""
         self.audio[:] = 0.0
-        for _ in range(steps):
-            self.step()
+        try:
+            for _ in range(steps):
+                self.step()
+        except Exception as error:
+            raise BundleError(self._path, "graph", f"cannot be run: {error}", "export the model again") from None
         self.reset()
