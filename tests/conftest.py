@@ -29,8 +29,12 @@ class JackServer:
 
     def kill(self) -> None:
         """End it without warning, as a crash would."""
-        self.process.send_signal(signal.SIGKILL)
+        self.process.kill()
         self.process.wait(timeout=5)
+
+    def freeze(self) -> None:
+        """Let it answer nobody any more."""
+        self.process.send_signal(signal.SIGSTOP)
 
 
 def _answers(server: str) -> bool:
@@ -59,6 +63,7 @@ def run_jack(log: Path, sample_rate: int = 48_000, period: int = 128) -> Iterato
             assert process.poll() is None, log.read_text()
             yield JackServer(name, sample_rate, period, process)
         finally:
+            process.send_signal(signal.SIGCONT)
             process.terminate()
             try:
                 process.wait(timeout=5)

@@ -70,8 +70,8 @@ def gru() -> Streaming:
     layer = Gru(8, 16)
 
     def step(x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        y, state = layer(x.transpose(1, 2), state)
-        return y.transpose(1, 2), state
+        y, state = layer(x.permute(2, 0, 1), state)
+        return y.permute(1, 2, 0), state
 
     return Streaming(layer.init_state, step, audio(24, 40).reshape(3, 8, 40), 1, 1, layer.latency_samples, 1)
 

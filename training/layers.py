@@ -54,7 +54,8 @@ class Framer(nn.Module):
         full = torch.cat([state.history, x], dim=-1)
         blocks = full.reshape(full.shape[0], self.signals, hops + per_frame - 1, self.hop_samples)
         index = torch.arange(hops, device=x.device)[:, None] + torch.arange(per_frame, device=x.device)
-        frames = blocks[:, :, index].transpose(1, 2).flatten(-2)
+        frames = blocks.index_select(2, index.flatten())
+        frames = frames.reshape(-1, self.signals, hops, self.window_samples).transpose(1, 2)
         return frames, FramerState(full[:, :, -(self.window_samples - self.hop_samples) :])
 
 
@@ -192,12 +193,14 @@ class Envelope(nn.Module):
 
     latency_samples = 0
     ramp: Tensor  # [hop]
+    average: Tensor  # [channels, 1, hops]
 
     def __init__(self, channels: int, hop_samples: int, hops: int) -> None:
         super().__init__()
         self.channels, self.hop_samples, self.hops = channels, hop_samples, hops
         ramp = (torch.arange(hop_samples, dtype=torch.float32) + 1) / hop_samples
         self.register_buffer("ramp", ramp, persistent=False)
+        self.register_buffer("average", torch.full((channels, 1, hops), 1 / hops), persistent=False)
 
     def init_state(self, batch: int) -> EnvelopeState:
         return EnvelopeState(torch.zeros(batch, self.channels, self.hops - 1), torch.zeros(batch, self.channels, 1))
@@ -207,10 +210,8 @@ class Envelope(nn.Module):
         count = whole_hops(x.shape[-1], self.hop_samples, "Envelope")
         energy = x.reshape(-1, self.channels, count, self.hop_samples).square().mean(-1)
         energies = torch.cat([state.energy, energy], dim=-1)
-        mean = energies[..., :count]
-        for i in range(1, self.hops):
-            mean = mean + energies[..., i : i + count]
-        now = (mean / self.hops + 1e-10).sqrt()
+        mean = torch.nn.functional.conv1d(energies, self.average, groups=self.channels)
+        now = (mean + 1e-10).sqrt()
         ends = torch.cat([state.level, now], dim=-1)
         start, stop = ends[..., :-1, None], ends[..., 1:, None]
         level = (start + (stop - start) * self.ramp).flatten(2).clamp_min(1e-5)
@@ -264,20 +265,20 @@ class GruState:
 
 
 class Gru(nn.Module):
-    """A gated recurrent unit over frames (Cho et al. 2014)."""
+    """A gated recurrent unit over frames (Cho et al. 2014). Time comes first, as the ONNX operator has it."""
 
     latency_samples = 0
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
         self.hidden = hidden
-        self.cell = nn.GRU(inputs, hidden, batch_first=True)
+        self.cell = nn.GRU(inputs, hidden)
 
     def init_state(self, batch: int) -> GruState:
         return GruState(torch.zeros(batch, self.hidden))
 
     def forward(self, x: Tensor, state: GruState) -> tuple[Tensor, GruState]:
-        """x [batch, n, inputs] -> [batch, n, hidden]."""
+        """x [n, batch, inputs] -> [n, batch, hidden]."""
         if torch.onnx.is_in_onnx_export():
             return self._as_onnx_operator(x, state)
         y, hidden = self.cell(x, state.hidden[None])
@@ -293,13 +294,13 @@ class Gru(nn.Module):
         cell = self.cell
         input_weight, hidden_weight, input_bias, hidden_bias = cell.all_weights[0]
         bias = torch.cat([zrn(input_bias), zrn(hidden_bias)], dim=1)
-        batch, frames = x.shape[0], x.shape[1]
+        frames, batch = x.shape[0], x.shape[1]
         y, last = torch.onnx.ops.symbolic_multi_out(
             "GRU",
-            [x.transpose(0, 1), zrn(input_weight), zrn(hidden_weight), bias, None, state.hidden[None]],
+            [x, zrn(input_weight), zrn(hidden_weight), bias, None, state.hidden[None]],
             attrs={"hidden_size": h, "linear_before_reset": 1},
             dtypes=[torch.float32, torch.float32],
             shapes=[[frames, 1, batch, h], [1, batch, h]],
             version=17,
         )
-        return y[:, 0].transpose(0, 1), GruState(last[0])
+        return y[:, 0], GruState(last[0])

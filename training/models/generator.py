@@ -146,14 +146,14 @@ class Generator(nn.Module):
         levels = torch.log(torch.matmul(power, self.measure) + floor)  # [batch*n, bands]
         mean = levels.mean(dim=-1, keepdim=True)
         heard = torch.cat([(levels - mean) * 0.4, (mean + 4.0) * 0.15], dim=-1)
-        scale1, shift1, scale2, shift2, scale3, shift3 = self.steer(style)[:, None].chunk(6, dim=-1)
-        x = self.enter(heard.reshape(batch, hops, bands + 1))
+        scale1, shift1, scale2, shift2, scale3, shift3 = self.steer(style).chunk(6, dim=-1)
+        x = self.enter(heard.reshape(batch, hops, bands + 1).transpose(0, 1))  # [n, batch, hidden]
         x = torch.nn.functional.leaky_relu(x * (1 + scale1) + shift1, 0.1)
         y, first = self.first(x, state.first)
         x = x + y * (1 + scale2) + shift2
         y, second = self.second(x, state.second)
         x = torch.nn.functional.leaky_relu((x + y) * (1 + scale3) + shift3, 0.1)
-        curves = self.leave(x).clamp(-9.0, 3.5).reshape(-1, len(SIGNALS), bands)
+        curves = self.leave(x).clamp(-9.0, 3.5).transpose(0, 1).reshape(-1, len(SIGNALS), bands)
         gains = torch.exp(torch.matmul(curves, self.spread)).reshape(-1, len(SIGNALS), rows, 1, m)
         mixed = (spectra * gains).sum(dim=1).reshape(-1, rows, 2 * m)
 

@@ -1,0 +1,473 @@
+"""``restyle live`` on a real JACK server: what a musician sends in and gets back, sample by sample.
+
+The server is synchronous (``jackd -S``): on a loaded machine it slips time and loses nothing, so samples are asserted
+and never wall time. The musician is a JACK client of the test's process; restyle runs in processes of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
+from realtime.controls import Performer, hold_mix
+from realtime.processor import FADE_HOPS, Processor
+from tests.conftest import JackServer
+
+pytestmark = pytest.mark.jack
+
+RATE = 48_000
+PATIENCE_S = 60.0
+"""How long a loaded machine may take; nothing passes or fails by being faster."""
+BUNDLE = read_bundle(DEFAULT_MODEL)
+LATENCY = BUNDLE.manifest.spectral.latency_samples
+GUITAR: NDArray[np.float32] = soundfile.read(DEMO_CLIP, dtype="float32", start=12_000, frames=6 * RATE)[0]
+
+MIRROR = """
+import sys, jack
+client = jack.Client("mirror")
+source, sink = client.inports.register("in"), client.outports.register("out")
+@client.set_process_callback
+def process(frames):
+    sink.get_array()[:] = source.get_array()
+with client:
+    client.connect("musician:out", source)
+    client.connect(sink, "musician:in")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+PEDALBOARD = """
+import sys, time, rtmidi
+target = sys.argv[1]
+output = rtmidi.MidiOut(rtmidi.API_UNIX_JACK, name="pedalboard")
+if target:
+    output.open_port(next(i for i, name in enumerate(output.get_ports()) if target in name), "out")
+else:
+    output.open_virtual_port("pedals")
+print("ready", flush=True)
+for line in sys.stdin:
+    for i, message in enumerate(line.split()):
+        output.send_message(bytes.fromhex(message))
+        if i % 100 == 99:
+            time.sleep(0.005)  # its own queue is short
+    print("sent", flush=True)
+"""
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited for {what}"
+        time.sleep(0.02)
+
+
+class Musician:
+    """A JACK client with one output and one input that plays what it is given and keeps all it sends and hears."""
+
+    def __init__(self) -> None:
+        import jack
+
+        self.client: Any = jack.Client("musician")
+        self._out = self.client.outports.register("out")
+        self._in = self.client.inports.register("in")
+        self.midi = self.client.midi_outports.register("raw")
+        self.raw_midi: list[bytes] = []
+        self._sent: list[NDArray[np.float32]] = []
+        self._heard: list[NDArray[np.float32]] = []
+        self._music, self._at = np.zeros(0, np.float32), 0
+        self.position = 0
+        self.client.set_process_callback(self._process)
+
+    def _process(self, frames: int) -> None:
+        out = self._out.get_array()
+        music = self._music[self._at : self._at + frames]
+        self._at += len(music)
+        out[: len(music)], out[len(music) :] = music, 0.0
+        self.midi.clear_buffer()
+        while self.raw_midi:
+            self.midi.write_midi_event(0, self.raw_midi.pop(0))
+        self._sent.append(out.copy())
+        self._heard.append(self._in.get_array().copy())
+        self.position += frames
+
+    def play(self, music: NDArray[np.float32]) -> int:
+        """Play it all, with half a second of silence after it; the first frame that may hold it."""
+        start = self.position
+        self._at = len(music)
+        self._music = music
+        self._at = 0
+        self.rest(len(music) + RATE // 2)
+        return start
+
+    def rest(self, frames: int) -> None:
+        """Let so many frames pass."""
+        goal = self.position + frames
+        wait_for(lambda: self.position >= goal, f"frame {goal}")
+
+    def sent(self, start: int = 0) -> NDArray[np.float32]:
+        return np.concatenate(self._sent)[start:]
+
+    def heard(self, start: int = 0) -> NDArray[np.float32]:
+        return np.concatenate(self._heard)[start:]
+
+    def differs(self, delay: int, frames: int = 4096) -> bool:
+        """Is what was heard lately anything but what was sent ``delay`` frames before?"""
+        blocks = (frames + delay) // len(self._sent[-1]) + 2
+        end = len(self._heard)
+        heard = np.concatenate(self._heard[max(0, end - blocks) : end])
+        sent = np.concatenate(self._sent[max(0, end - blocks) : end])
+        return not np.array_equal(heard[-frames:], sent[-frames - delay : -delay])
+
+
+@pytest.fixture
+def musician(jack_server: JackServer) -> Iterator[Musician]:
+    del jack_server
+    musician = Musician()
+    with musician.client:
+        yield musician
+
+
+class Helper:
+    """A client of the JACK server in a process of its own: opening a client there would hold up the musician here."""
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._answer("ready")
+
+    def _answer(self, expected: str) -> None:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == f"{expected}\n"
+
+    def send(self, *messages: Sequence[int]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(" ".join(bytes(message).hex() for message in messages) + "\n")
+        self._process.stdin.flush()
+        self._answer("sent")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._process.communicate(timeout=10)  # it ends with its input
+        finally:
+            self._process.kill()
+
+
+def pedalboard(target: str = "") -> Helper:
+    """A MIDI output of RtMidi's JACK API: a port of its own, called 'pedals', or one connected to ``target``."""
+    return Helper(PEDALBOARD, target)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class Restyle:
+    """A running ``restyle live``."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "realtime.cli", "live", *arguments]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self.family: list[int] = []
+        self.memory: list[Path] = []
+
+    def await_sound(self) -> str:
+        assert self.process.stdout is not None and self.process.stderr is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("performing: "), line + self.process.stderr.read()
+        self.family = children(self.process.pid)
+        maps = Path(f"/proc/{self.process.pid}/maps").read_text().split()
+        self.memory = [Path(word) for word in set(maps) if word.startswith("/dev/shm/psm_")]
+        assert len(self.family) == 2 and self.memory  # the audio process and Python's resource tracker
+        return line
+
+    def end(self, code: int = 0, interrupt: bool = True) -> tuple[str, str]:
+        """Wait for the end, after Ctrl-C if ``interrupt``; (stdout, stderr). Nothing may stay behind."""
+        if interrupt:
+            self.process.send_signal(signal.SIGINT)
+        out, err = self.process.communicate(timeout=PATIENCE_S)
+        assert self.process.returncode == code, (out, err)
+        wait_for(lambda: not any(map(running, self.family)), "the end of every process")
+        assert not [path for path in self.memory if path.exists()]
+        return out, err
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            family = children(self.process.pid)
+            self.process.kill()
+            self.process.communicate(timeout=10)
+            for pid in family:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def restyle_live(*arguments: str) -> Iterator[Restyle]:
+    restyle = Restyle(*arguments)
+    try:
+        yield restyle
+    finally:
+        restyle.kill()
+
+
+def offline(recorded: NDArray[np.float32], style: str, dry_wet: float = 1.0) -> NDArray[np.float32]:
+    """What the engine makes of [samples] on its own, with one style (or mix) from the first to the last."""
+    performer = Performer(BUNDLE.manifest)
+    hold_mix(performer, style)
+    performer.set("dry_wet", dry_wet)
+    processor = Processor(BUNDLE)
+    processor.controls = performer.controls()
+    processor.prepare(RATE, 8192, 1)
+    blocks = [recorded[None, at : at + 8192] for at in range(0, len(recorded), 8192)]
+    return np.concatenate([processor.process(block).copy() for block in blocks], axis=1)[0]
+
+
+def first(signal_: NDArray[np.float32]) -> int:
+    return int(np.flatnonzero(signal_)[0])
+
+
+def round_trip_samples(musician: Musician) -> int:
+    """Frames from the musician's output to their input through a client that does nothing: what JACK itself takes."""
+    with Helper(MIRROR):
+        start = musician.play(np.ones(1, np.float32))
+        return first(musician.heard(start)) - first(musician.sent(start))
+
+
+def program(style: str) -> list[int]:
+    return [0xC0, BUNDLE.manifest.style(style).program]
+
+
+def note(style: str) -> int:
+    return 36 + [s.id for s in BUNDLE.manifest.styles].index(style)
+
+
+def read_take(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """input.wav and output.wav, which must be whole and of one length, beside the picture."""
+    assert sorted(path.name for path in folder.iterdir()) == ["input.wav", "output.wav", "performance.png"]
+    assert (folder / "performance.png").read_bytes().startswith(b"\x89PNG")
+    heard, rate = soundfile.read(folder / "input.wav", dtype="float32")
+    played, _ = soundfile.read(folder / "output.wav", dtype="float32")
+    assert rate == RATE and len(heard) == len(played)
+    return heard, played
+
+
+@pytest.mark.parametrize("jack_server", [(RATE, 64), (RATE, 128), (RATE, 256)], indirect=True, ids=lambda p: f"period{p[1]}")
+def test_a_device_adds_nothing_to_the_declared_latency_and_changes_no_sample(
+    jack_server: JackServer, musician: Musician, tmp_path: Path
+) -> None:
+    """The musician's client is restyle's device, chosen by part of its name; so is the MIDI port."""
+    jack_s_own = round_trip_samples(musician)
+    assert jack_s_own == jack_server.period  # a ring of two clients: one of them hears the other's last period
+    delay = LATENCY + jack_s_own
+    take = tmp_path / "take"
+    arguments = ("--input", "music", "--style", "violin", "--dry-wet", "0", "--midi", "pedalb", "--record", str(take))
+    with pedalboard() as pedals, restyle_live(*arguments) as restyle:
+        assert "musician -> musician (JACK" in restyle.await_sound()
+        names = {port.name for port in musician.client.get_ports()}
+        assert {"restyle:in_0", "restyle:out_0", "restyle-midi:in"} <= names
+        music = GUITAR[: 3 * RATE // 2]
+        start = musician.play(music)
+        np.testing.assert_allclose(musician.heard(start)[delay:], musician.sent(start)[:-delay], rtol=0, atol=1e-6)
+        assert first(musician.heard(start)) - first(musician.sent(start)) == delay
+        pedals.send([0xB0, 12, 127])  # wet, heard also in silence: the model's noise
+        musician.play(0.01 * GUITAR[: RATE // 4])
+        wait_for(lambda: musician.differs(delay), "the wet signal")
+        wet_start = musician.play(music)
+        out, err = restyle.end()
+    assert "latency 5.33 ms = hop 128 + overlap 128 samples" in out and err == ""
+    recorded, played = read_take(take)
+    # The engine's frame 0 is some frame of the musician's; the first sample that is not zero tells which.
+    offset = first(recorded) - first(musician.sent())
+    sent, heard = musician.sent(max(0, -offset)), musician.heard(max(0, -offset) + jack_s_own)
+    length = min(len(recorded), len(heard))
+    np.testing.assert_array_equal(recorded[:length], sent[:length])
+    np.testing.assert_allclose(played[:length], heard[:length], atol=2**-23)
+    expected = offline(recorded, "violin")
+    wet = slice(wet_start + offset, wet_start + offset + len(music))
+    np.testing.assert_allclose(heard[wet], expected[wet], rtol=0, atol=1e-4)
+    assert np.abs(expected[wet] - offline(recorded, "violin", 0.0)[wet]).max() > 0.05
+
+
+def rms(x: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+
+
+def largest_step(x: NDArray[np.float32]) -> float:
+    return float(np.abs(np.diff(x)).max())
+
+
+def test_midi_performs_the_styles_without_a_click(musician: Musician, tmp_path: Path) -> None:
+    """Program changes select, a chord blends, a controller goes dry and back, and nothing disturbs."""
+    take = tmp_path / "take"
+    moments: dict[str, int] = {}
+    with restyle_live("--input", "musician", "--style", "violin", "--midi", "virtual", "--record", str(take)) as restyle:
+        restyle.await_sound()
+        delay = LATENCY + musician.client.blocksize
+        with pedalboard("restyle-midi:in") as pedals:
+
+            def then(name: str, *messages: list[int]) -> None:
+                musician.rest(3 * RATE // 2)
+                moments[name] = musician.position
+                pedals.send(*messages)
+
+            musician._music = np.tile(GUITAR, 20)
+            then("flute", program("flute"))
+            then("chord", [0x90, note("violin"), 100], [0x91, note("choir"), 100])
+            then("released", [0x80, note("violin"), 64], [0x91, note("choir"), 0])
+            then("dry", [0xB0, 12, 0])
+            wait_for(lambda: not musician.differs(delay), "the dry signal")
+            exact_from = musician.position
+            flood = [
+                *([0x90 + i % 16, i % 128, 1 + i % 127] for i in range(500)),
+                *([0x80 + i % 16, i % 128, 0] for i in range(500)),
+                *([0xC0, i % 128] for i in range(500)),
+                *([0xB0, 20 + i % 80 if (20 + i % 80) != 64 else 20, i % 128] for i in range(500)),
+            ]
+            pedals.send(*flood)
+            pedals.send(*[[0xF0, *([0x55] * 298), 0xF7]] * 20)
+            musician.client.connect(musician.midi, "restyle-midi:in")
+            garbage = [b"\x00", b"\x7f\x7f", b"\xf4", b"\xff", b"\xb0\x0c", b"\x90", b"\xc0\x90\x01", b"\xe0\x01", b"\xf7", b"\xfe"]
+            musician.raw_midi += [*garbage, b"\xf0" + bytes(300) + b"\xf7", *garbage]
+            wait_for(lambda: not musician.raw_midi, "the garbage to be sent")
+            musician.rest(RATE // 2)
+            exact_to = musician.position
+            then("trumpet", program("trumpet"), [0xB0, 123, 0], [0xB0, 12, 127])
+            then("end")
+        out, err = restyle.end()
+    assert "Trumpet 100%" in out and err == ""
+    recorded, _ = read_take(take)
+    offset = first(recorded) - first(musician.sent())
+    jack_s_own = delay - LATENCY
+
+    sent, heard = musician.sent(), musician.heard()
+    exact = heard[exact_from:exact_to]
+    np.testing.assert_array_equal(exact, sent[exact_from - delay : exact_to - delay])
+
+    # The same samples in each style from first to last, on the musician's clock.
+    mixes = {"violin": "violin", "flute": "flute", "chord": "violin,choir", "trumpet": "trumpet"}
+    at_end = moments["end"]
+    stills = {
+        name: np.pad(offline(recorded, mix), (max(0, jack_s_own - offset), 0))[max(0, offset - jack_s_own) :][:at_end]
+        for name, mix in mixes.items()
+    }
+    stills["dry"] = np.pad(sent, (delay, 0))[:at_end]
+    # A second after a switch the model remembers little of the style before.
+    for name, end in (
+        ("violin", "flute"),
+        ("flute", "chord"),
+        ("chord", "released"),
+        ("flute", "dry"),
+        ("dry", "trumpet"),
+        ("trumpet", "end"),
+    ):
+        part = slice(moments[end] - RATE // 2, moments[end])
+        distances = {still: rms(heard[part] - audio[part]) for still, audio in stills.items()}
+        others = [distance for still, distance in distances.items() if still != name]
+        assert distances[name] < 0.5 * min(others) and distances[name] < 0.2 * rms(stills[name][part]), (end, distances)
+
+    for name in ("flute", "chord", "released", "dry", "trumpet"):
+        around = slice(moments[name] - RATE // 10, moments[name] + RATE // 2)
+        usual = max(largest_step(audio[around]) for audio in stills.values())
+        fade = FADE_HOPS * BUNDLE.manifest.spectral.hop_samples
+        assert largest_step(heard[around]) <= usual + 2.0 / fade, name
+
+
+def test_the_servers_period_may_change_while_it_plays(musician: Musician) -> None:
+    with restyle_live("--input", "musician", "--dry-wet", "0", "--midi", "virtual") as restyle:
+        restyle.await_sound()
+        for period in (256, 64):
+            musician.client.blocksize = period
+            musician.rest(RATE // 4)
+            start = musician.play(GUITAR[: RATE // 2])
+            heard, sent = musician.heard(start), musician.sent(start)
+            delay = LATENCY + period
+            np.testing.assert_array_equal(heard[delay:], sent[:-delay])
+        _, err = restyle.end()
+    assert err == ""
+
+
+def test_ctrl_c_while_it_starts_ends_it_cleanly(jack_server: JackServer) -> None:
+    """As a terminal sends it: to every process of the group."""
+    del jack_server
+    with restyle_live("--midi", "virtual") as restyle:
+        # The resource tracker is the first child, the audio process the second.
+        wait_for(lambda: len(children(restyle.process.pid)) == 2, "the audio process")
+        restyle.family = children(restyle.process.pid)
+        os.killpg(restyle.process.pid, signal.SIGINT)
+        out, err = restyle.end(interrupt=False)
+    assert "latency 5.33 ms" in out and err == ""
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_a_server_that_dies_ends_the_performance_and_keeps_the_recording(
+    jack_server: JackServer, tmp_path: Path, how: str
+) -> None:
+    take = tmp_path / "take"
+    with restyle_live("--midi", "virtual", "--record", str(take)) as restyle:
+        restyle.await_sound()
+        # About a second of sound; the recorder's file grows as it comes.
+        wait_for(lambda: any(path.stat().st_size > 3 * RATE for path in take.glob(".output*")), "a second of sound")
+        if how == "killed":
+            jack_server.kill()
+        else:
+            jack_server.freeze()
+        began = time.monotonic()
+        _, err = restyle.end(code=1, interrupt=False)
+        assert time.monotonic() - began < 30.0  # it hangs for ever, or it takes 2 to 6 s
+    problem = "'system': went away" if how == "killed" else "no audio for 2 s"
+    assert err.count("\n") == 1 and err.startswith("cannot perform: ") and problem in err
+    recorded, _ = read_take(take)
+    assert len(recorded) >= RATE
+
+
+def refused(*arguments: str) -> str:
+    with restyle_live(*arguments, "--seconds", "1") as restyle:
+        out, err = restyle.end(code=1, interrupt=False)
+    assert out == "" and "Traceback" not in err and err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("jack_server", [(44_100, 128)], indirect=True, ids=["44100"])
+def test_a_server_at_another_rate_is_refused(jack_server: JackServer, tmp_path: Path) -> None:
+    del jack_server
+    take = tmp_path / "take"
+    take.mkdir()
+    (take / "input.wav").write_bytes(b"an earlier take")
+    text = refused("--record", str(take))
+    assert "'system'" in text and "48000 Hz" in text and "44100 Hz" in text
+    assert (take / "input.wav").read_bytes() == b"an earlier take"
+
+
+def test_unknown_names_are_refused_with_the_list_of_known_ones(musician: Musician) -> None:
+    del musician
+    text = refused("--input", "microphone")
+    assert "no input device is called 'microphone'" in text
+    assert "system (JACK Audio Connection Kit, 2 in, 2 out)" in text and "musician (JACK Audio" in text
+    text = refused("--midi", "nanopad")
+    assert "no MIDI port is called 'nanopad'" in text and "0: musician:raw (Jack)" in text and "'virtual'" in text
+    assert "MIDI port 7 does not exist" in refused("--midi", "7")
