@@ -212,11 +212,12 @@ def engine_process(settings: EngineSettings, pipe: Connection) -> None:
 
 
 def _stop_asked(pipe: Connection, seconds: float) -> bool:
-    """Wait that long for 'stop'; a parent that is gone counts as one."""
+    """Wait that long for 'stop'; without a parent, end here and now."""
     try:
         return pipe.poll(seconds) and pipe.recv() == "stop"
     except (EOFError, OSError):
-        return True
+        # Nobody is left who could end this process if PortAudio waited for its server for ever.
+        os._exit(1)
 
 
 def choose_devices(settings: EngineSettings) -> tuple[Device, Device]:

@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections import deque
-from contextlib import ExitStack
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -111,7 +111,7 @@ def percentiles_ms(times: NDArray[np.float32]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits; and a process started meanwhile never hears it, though it belongs to the same terminal."""
+    """Ctrl-C waits: a process started meanwhile never hears it, and no call to a JACK server breaks off halfway."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -204,10 +204,10 @@ class Performance:
         self._process = context.Process(target=engine_process, args=(engine_settings, theirs), name="restyle-audio")
         with _interrupts_held():
             self._process.start()
-        theirs.close()
-        if self._events is None:
-            self._inputs = MidiInputs(settings.midi, self._on_midi)
-            self.midi_names = self._inputs.names
+            theirs.close()
+            if self._events is None:
+                self._inputs = MidiInputs(settings.midi, self._on_midi)
+                self.midi_names = self._inputs.names
         self._await_ready()
         if self._sound is not None and settings.record is not None:
             # Not before there is sound: a start that fails leaves an earlier recording alone.

@@ -188,37 +188,37 @@ def _library() -> Any:
     return rtmidi
 
 
-def _backends() -> list[tuple[str, Any]]:
-    """(name, RtMidi API) of what this build has and this machine can open, in order of preference."""
+@dataclass(frozen=True)
+class _Api:
+    """One of RtMidi's ways to a machine's MIDI, and the ports it has there."""
+
+    name: str
+    number: int
+    ports: tuple[str, ...]
+
+
+def _apis(direction: str = "input") -> list[_Api]:
+    """What this build has and this machine can open, in order of preference."""
     rtmidi, usable = _library(), []
-    for api in rtmidi.get_compiled_api():
-        if api == rtmidi.API_RTMIDI_DUMMY:
+    for number in rtmidi.get_compiled_api():
+        if number == rtmidi.API_RTMIDI_DUMMY:
             continue
         try:
             with quiet_libraries():
-                probe = rtmidi.MidiIn(api, name=f"{CLIENT_NAME}-probe")
-                probe.get_ports()
-                probe.delete()
+                client = (rtmidi.MidiIn if direction == "input" else rtmidi.MidiOut)(
+                    number, name=f"{CLIENT_NAME}-probe"
+                )
+                usable.append(_Api(rtmidi.get_api_display_name(number), number, tuple(client.get_ports())))
+                client.delete()
         except Exception as error:
-            logger.debug("MIDI API %s: %s", api, error)
-            continue
-        usable.append((rtmidi.get_api_display_name(api), api))
+            logger.debug("MIDI API %s: %s", number, error)
     silence_jack()
     return usable
 
 
 def list_ports(direction: str = "input") -> list[tuple[str, str]]:
     """(API, port name) of every MIDI port that can be opened; empty where there is no MIDI at all."""
-    rtmidi, ports = _library(), []
-    for name, api in _backends():
-        client = (rtmidi.MidiIn if direction == "input" else rtmidi.MidiOut)(api, name=f"{CLIENT_NAME}-probe")
-        ports += [(name, port) for port in client.get_ports()]
-        client.delete()
-    return ports
-
-
-def _listing(ports: list[tuple[str, str]]) -> str:
-    return "; ".join(f"{i}: {name} ({api})" for i, (api, name) in enumerate(ports)) or "none"
+    return [(api.name, port) for api in _apis(direction) for port in api.ports]
 
 
 class MidiInputs:
@@ -232,33 +232,23 @@ class MidiInputs:
         self.names: list[str] = []
         self._open: list[Any] = []
         self._on_message = on_message
-        backends = _backends()
-        if wanted is not None and not backends:
-            raise MidiError(f"MIDI port '{wanted}': this machine has no MIDI (neither a sequencer nor a JACK server)")
-        virtual = wanted is not None and wanted.casefold() == VIRTUAL
-        if (wanted is None or virtual) and not self._open_virtual(backends) and virtual:
-            raise MidiError(f"this machine's MIDI has no virtual ports; there are: {_listing(list_ports())}")
+        apis = _apis()
+        ports = [(api, place) for api in apis for place in range(len(api.ports))]
+        names = [api.ports[place] for api, place in ports]
+        listing = "; ".join(f"{i}: {names[i]} ({api.name})" for i, (api, _) in enumerate(ports)) or "none"
         if wanted is None:
-            for port, (_, name) in enumerate(list_ports()):
+            self._open_virtual(apis)
+            for name, port in zip(names, ports, strict=True):
                 if CLIENT_NAME not in name and "midi through" not in name.casefold():
                     with contextlib.suppress(MidiError):
-                        self._open_port(backends, port)
-        elif not virtual:
-            self._open_port(backends, self._choose(wanted))
-
-    def _choose(self, wanted: str) -> int:
-        ports = list_ports()
-        listing = _listing(ports)
-        if wanted.strip().isdigit():
-            if int(wanted) < len(ports):
-                return int(wanted)
-            raise MidiError(f"MIDI port {wanted} does not exist; there are: {listing}; or '{VIRTUAL}'")
-        found = [i for i, (_, name) in enumerate(ports) if wanted.casefold() in name.casefold()]
-        if not found:
-            raise MidiError(f"no MIDI port is called '{wanted}'; there are: {listing}; or '{VIRTUAL}'")
-        if len(found) > 1:
-            raise MidiError(f"'{wanted}' fits several MIDI ports, give the index: {listing}")
-        return found[0]
+                        self._open_port(*port)
+        elif not apis:
+            raise MidiError(f"MIDI port '{wanted}': this machine has no MIDI (neither a sequencer nor a JACK server)")
+        elif wanted.casefold() == VIRTUAL:
+            if not self._open_virtual(apis):
+                raise MidiError(f"no virtual MIDI port can be opened; there are: {listing}")
+        else:
+            self._open_port(*ports[_choose(wanted, names, listing)])
 
     def _listen(self, client: Any, name: str) -> None:
         client.ignore_types(sysex=True, timing=True, active_sense=True)
@@ -266,32 +256,23 @@ class MidiInputs:
         self._open.append(client)
         self.names.append(name)
 
-    def _open_virtual(self, backends: list[tuple[str, Any]]) -> bool:
-        rtmidi = _library()
-        for name, api in backends:
+    def _open_virtual(self, apis: list[_Api]) -> bool:
+        for api in apis:
             with contextlib.suppress(Exception):
-                client = rtmidi.MidiIn(api, name=CLIENT_NAME)
+                client = _library().MidiIn(api.number, name=CLIENT_NAME)
                 client.open_virtual_port("in")
-                self._listen(client, f"virtual port '{CLIENT_NAME}' ({name})")
+                self._listen(client, f"virtual port '{CLIENT_NAME}' ({api.name})")
                 return True
         return False
 
-    def _open_port(self, backends: list[tuple[str, Any]], index: int) -> None:
-        rtmidi = _library()
-        for name, api in backends:
-            client = rtmidi.MidiIn(api, name=CLIENT_NAME)
-            ports = client.get_ports()
-            if index >= len(ports):
-                index -= len(ports)
-                client.delete()
-                continue
-            try:
-                client.open_port(index, "in")
-            except Exception as error:
-                client.delete()
-                raise MidiError(f"MIDI port '{ports[index]}': cannot be opened ({error})") from None
-            self._listen(client, f"{ports[index]} ({name})")
-            return
+    def _open_port(self, api: _Api, place: int) -> None:
+        name = f"{api.ports[place]} ({api.name})"
+        try:
+            client = _library().MidiIn(api.number, name=CLIENT_NAME)
+            client.open_port(place, "in")
+        except Exception as error:
+            raise MidiError(f"MIDI port {name}: cannot be opened ({error})") from None
+        self._listen(client, name)
 
     def abandon(self) -> None:
         """Stop listening without closing: RtMidi waits for a JACK server that does not answer, for ever."""
@@ -307,3 +288,17 @@ class MidiInputs:
                 client.close_port()
                 client.delete()
         self._open.clear()
+
+
+def _choose(wanted: str, names: list[str], listing: str) -> int:
+    """The index that ``wanted``, an index or part of a name, stands for. Raises MidiError."""
+    if wanted.strip().isdigit():
+        if int(wanted) < len(names):
+            return int(wanted)
+        raise MidiError(f"MIDI port {wanted} does not exist; there are: {listing}; or '{VIRTUAL}'")
+    found = [i for i, name in enumerate(names) if wanted.casefold() in name.casefold()]
+    if not found:
+        raise MidiError(f"no MIDI port is called '{wanted}'; there are: {listing}; or '{VIRTUAL}'")
+    if len(found) > 1:
+        raise MidiError(f"'{wanted}' fits several MIDI ports, give the index: {listing}")
+    return found[0]

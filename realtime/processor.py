@@ -120,7 +120,9 @@ class Processor:
         self.stream = Stream(self.bundle, channels, provider=self.provider)
         hop = self.hop_samples
         self._ramp: NDArray[np.float32] = (np.arange(1, hop + 1, dtype=np.float32) / np.float32(hop))[None]
-        self._dry = np.zeros((channels, self.manifest.stream_delay_samples + hop), np.float32)
+        # Dry is one hop old, as the wet signal is: the geometry of SpectralSpec says so.
+        self._dry = np.zeros((channels, hop), np.float32)
+        self._dry_next = np.zeros((channels, hop), np.float32)
         self._out = np.zeros((channels, hop), np.float32)
         self._scratch = np.zeros((channels, hop), np.float32)
         self._times = np.zeros((TIMES_KEPT, 2), np.float32)
@@ -184,7 +186,7 @@ class Processor:
     def _hop(self) -> None:
         """One full hop: controls, graph, mix, limiter."""
         start = perf_counter_ns()
-        stream, meters, hop = self.stream, self.meters, self.hop_samples
+        stream, meters = self.stream, self.meters
         assert stream is not None
         x = stream.audio
         if self._goal is not self.controls:
@@ -201,9 +203,8 @@ class Processor:
             np.nan_to_num(x, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
             np.clip(x, -1.0, 1.0, out=x)
             energy = float(np.vdot(x, x))
-        dry = self._dry
-        dry[:, :-hop] = dry[:, hop:]
-        dry[:, -hop:] = x
+        dry, self._dry, self._dry_next = self._dry, self._dry_next, self._dry
+        self._dry[:] = x
         before = perf_counter_ns()
         wet = stream.step()
         after = perf_counter_ns()
@@ -211,9 +212,9 @@ class Processor:
             trusted = self._trust
             if trusted < 1.0:
                 self._trust = min(1.0, trusted + 1.0 / FADE_HOPS)
-            self._mix(wet, dry[:, :hop], old.under(trusted), new.under(self._trust))
+            self._mix(wet, dry, old.under(trusted), new.under(self._trust))
         else:
-            self._fall_back(dry[:, :hop], old.under(0.0), new.under(0.0))
+            self._fall_back(dry, old.under(0.0), new.under(0.0))
         out = self._out
         energy_out = float(np.vdot(out, out))
         limit(out, energy_out)

@@ -137,15 +137,15 @@ def draw_performance(
 
 def _draw_lane(axis, history: History, sample_rate: int, latency_samples: int, seconds: float) -> None:  # pyright: ignore[reportMissingParameterType]
     labels = list(dict.fromkeys(label for _, mix in history.mixes for label in mix))
+    # One shape a style: a controller on the move brings hundreds of mixes a second.
     starts = [(frames + latency_samples) / sample_rate for frames, _ in history.mixes]
-    stops = [*starts[1:], max(seconds, starts[-1])] if starts else []
-    for (_, mix), start, stop in zip(history.mixes, starts, stops, strict=True):
-        base = 0.0
-        for label, weight in mix.items():
-            colour = f"C{labels.index(label)}"
-            axis.fill_between([start, stop], base, base + weight, color=colour, linewidth=0, step="post")
-            base += weight
-    handles = [axis.fill_between([], [], color=f"C{i}", label=label) for i, label in enumerate(labels)]
+    times = [*starts, max(seconds, starts[-1])] if starts else []
+    base, handles = np.zeros(len(times)), []
+    for label in labels:
+        weights = [mix.get(label, 0.0) for _, mix in history.mixes]
+        top = base + np.array([*weights, weights[-1]])
+        handles.append(axis.fill_between(times, base, top, linewidth=0, step="post", label=label))
+        base = top
     if handles:
         axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     axis.set_ylim(0, 1)

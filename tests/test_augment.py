@@ -88,6 +88,36 @@ def test_pitch_changes_by_the_semitones_asked_for(quarters: int, frequency: floa
     assert rms(shifted).item() == pytest.approx(math.sqrt(0.5), rel=0.01)
 
 
+@pytest.mark.parametrize(("semitones", "ratio"), [(12.0, 2.0), (-12.0, 0.5), (7.0, 1.49831), (-5.0, 0.74915)])
+def test_octaves_fourths_and_fifths_of_a_real_note(semitones: float, ratio: float) -> None:
+    raw = raw_samples(SAMPLES, AugmentConfig(pitch_semitones=12.0))
+    note = notes(raw)[:1]  # 440 Hz
+    shifted = change_pitch(note, torch.tensor([semitones]), SAMPLES)
+    assert shifted.shape == (1, SAMPLES)
+    before, after = pitch_hz(note[0]), pitch_hz(shifted[0])
+    assert after / before == pytest.approx(ratio, rel=3e-3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.0, 24.0), st.integers(1, 2000), st.booleans())
+def test_there_are_always_samples_enough_for_the_largest_change(spread: float, hops: int, up: bool) -> None:
+    samples = 128 * hops
+    config = AugmentConfig(pitch_semitones=spread)
+    ones = torch.ones(1, raw_samples(samples, config))
+    shifted = change_pitch(ones, torch.tensor([spread if up else -spread]), samples)
+    assert shifted.shape == (1, samples)
+    # The soft ends, which keep the transform from wrapping around, stay outside.
+    assert (shifted - 1.0).abs().max().item() < 0.05
+
+
+def test_rows_change_pitch_each_by_itself() -> None:
+    raw = raw_samples(SAMPLES, AugmentConfig())
+    audio = torch.randn(1, raw, generator=seeded()).repeat(3, 1)
+    together = change_pitch(audio, torch.tensor([2.0, -3.0, 2.0]), SAMPLES)
+    alone = [change_pitch(audio[:1], torch.tensor([s]), SAMPLES) for s in (2.0, -3.0, 2.0)]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
 def test_no_change_of_pitch_is_a_cut_from_the_middle() -> None:
     raw = raw_samples(SAMPLES, AugmentConfig())
     audio = torch.randn(2, raw, generator=seeded())
@@ -142,6 +172,17 @@ def test_nothing_is_heard_before_its_cause() -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**31))
+def test_a_click_in_the_target_is_never_heard_earlier_in_the_input(seed: int) -> None:
+    # Filters and their order as in training; noise is no answer to anything and left out, envelopes have no delay.
+    audio = torch.zeros(4, SAMPLES)
+    audio[:, 7000] = 0.5
+    hidden = hide_style(audio, RATE, QUIET, seeded(seed))
+    assert hidden[:, :7000].abs().max().item() < 1e-4 * hidden.abs().max().item()
+    assert (hidden[:, 7000:7128].abs().amax(dim=1) > 0.3 * hidden.abs().amax(dim=1)).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**31))
 def test_input_and_target_share_level_length_and_full_scale(seed: int) -> None:
     config = AugmentConfig(silence_chance=0.0)
     raw = notes(raw_samples(48_000, config))
@@ -155,6 +196,14 @@ def test_input_and_target_share_level_length_and_full_scale(seed: int) -> None:
     level_db = 20 * torch.log10(rms(pair.target))
     assert (level_db <= config.level_dbfs[1] + 0.01).all()
     assert (level_db >= config.level_dbfs[0] - 0.01).all()
+
+
+def test_a_peak_at_full_scale_lowers_both_alike() -> None:
+    config = AugmentConfig(level_dbfs=(0.0, 0.0), silence_chance=0.0)  # more than music can have
+    pair = make_pair(notes(raw_samples(SAMPLES, config)), SAMPLES, RATE, config, seeded(2))
+    peaks = torch.maximum(pair.input.abs().amax(dim=1), pair.target.abs().amax(dim=1))
+    assert peaks.tolist() == pytest.approx([0.99] * 3, rel=1e-4)
+    assert (20 * torch.log10(rms(pair.input) / rms(pair.target))).abs().max().item() < 0.05
 
 
 def test_seeds_decide_everything() -> None:

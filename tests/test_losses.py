@@ -15,6 +15,7 @@ from hypothesis import strategies as st  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from training.losses import (  # noqa: E402
+    CONVERGENCE_FLOOR,
     MAGNITUDE_FLOOR,
     SpectralLoss,
     level_l1,
@@ -111,7 +112,7 @@ def test_items_of_a_batch_do_not_mix() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.floats(-20.0, 20.0))
+@given(st.floats(-20.0, 20.0, allow_subnormal=False))
 def test_convergence_does_not_depend_on_the_level_that_both_share(gain_db: float) -> None:
     config = LossConfig((1024,), (32,), spectral_convergence=1.0, log_magnitude=0.0, log_mel=0.0, level=0.0)
     loss, audio = SpectralLoss(config, RATE), note()
@@ -129,3 +130,43 @@ def test_silence_as_target_gives_finite_values_and_gradients(level: float) -> No
     assert torch.isfinite(predicted.grad).all()
     if level == 0.0:
         assert result.total.item() == 0.0
+
+
+def test_level_looks_at_short_stretches() -> None:
+    target = torch.full((1, RATE), 0.1)
+    predicted = target.clone()
+    predicted[:, RATE // 2 :] *= math.e
+    # One natural log unit more over half of the time, and one stretch of 39 that lies across the change.
+    assert level_l1(predicted, target, RATE).item() == pytest.approx(0.5, abs=0.02)
+    # Levels under -80 dBFS count as -80 dBFS: 0.1 is -20 dBFS, 60 dB above.
+    silent = level_l1(torch.zeros_like(target), target, RATE).item()
+    assert silent == pytest.approx(3 * math.log(10), abs=1e-4)
+
+
+def test_an_almost_silent_target_cannot_outweigh_everything() -> None:
+    target = torch.full((1, 4, 5), MAGNITUDE_FLOOR)
+    # Against its own size the difference would count 10^5 times; the floor is the target at -60 dB or so.
+    assert spectral_convergence(target + 1.0, target).item() == pytest.approx(1.0 / CONVERGENCE_FLOOR)
+    assert spectral_convergence(target, target).item() == 0.0
+
+
+def test_gradients_at_silence_are_finite_for_a_sounding_target_too() -> None:
+    predicted = torch.zeros(1, RATE // 2, requires_grad=True)
+    result = SpectralLoss(CONFIG, RATE)(predicted, note())
+    result.total.sum().backward()
+    assert predicted.grad is not None
+    assert torch.isfinite(predicted.grad).all()
+    # Everything is missing: the difference is as large as the target.
+    assert result.terms["spectral_convergence"].item() == pytest.approx(1.0, abs=1e-3)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.floats(0.0, 10.0), min_size=4, max_size=4).filter(any))
+def test_any_weights_are_respected(weights: list[float]) -> None:
+    names = ("spectral_convergence", "log_magnitude", "log_mel", "level")
+    chosen = dict(zip(names, weights, strict=True))
+    audio = note()
+    result = SpectralLoss(LossConfig((256,), (16,), **chosen), RATE)(0.3 * audio, audio)
+    assert set(result.terms) == {name for name, weight in chosen.items() if weight}
+    expected = sum(chosen[name] * value.item() for name, value in result.terms.items())
+    assert result.total.item() == pytest.approx(expected, rel=1e-5)

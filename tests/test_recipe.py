@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,12 +29,37 @@ def write(folder: Path, text: str, style: str = STYLE) -> Path:
     return path
 
 
+RECIPES = Path(__file__).parent.parent / "training" / "recipes"
+
+
 def test_every_shipped_recipe_loads() -> None:
-    paths = sorted((Path(__file__).parent.parent / "training" / "recipes").glob("*.toml"))
+    paths = sorted(RECIPES.glob("*.toml"))
     assert paths
     for path in paths:
         recipe = load_recipe(path)
         assert all(style.attribution for style in recipe.style), path
+        assert recipe_from_dict(recipe.as_dict(), "copy") == recipe
+
+
+def test_the_first_recipe_names_at_least_four_styles_each_in_a_folder_of_its_own() -> None:
+    recipe = load_recipe(RECIPES / "first.toml")
+    assert recipe.name == "first"
+    assert len(recipe.style) >= 4
+    assert len({style.folder for style in recipe.style}) == len(recipe.style)
+
+
+def test_a_recipe_of_styles_alone_has_the_defaults(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, ""))
+    assert (recipe.name, recipe.objective) == ("untitled", "restore")
+    spectral = recipe.spectral
+    assert (spectral.sample_rate, spectral.hop_samples, spectral.latency_samples) == (48_000, 128, 256)
+    assert (spectral.analysis_window_samples, spectral.synthesis_window_samples) == (1024, 256)
+    assert (recipe.model.style_dim, recipe.model.band_count, recipe.model.hidden) == (16, 64, 192)
+    assert (recipe.trainer.steps, recipe.trainer.batch_size, recipe.trainer.average_decay) == (4000, 8, 0.998)
+    assert (recipe.optimiser.learning_rate, recipe.optimiser.betas) == (1e-3, (0.9, 0.99))
+    assert recipe.loss.fft_sizes == (256, 512, 1024, 2048, 4096)
+    assert recipe.segment_samples == 469 * 128  # 1.25 s are 468.75 hops
+    assert recipe.style[0].midi_program == 65
 
 
 def test_sections_reach_their_fields_and_whole_numbers_serve_as_real_ones(tmp_path: Path) -> None:
@@ -75,6 +101,35 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
         ("[loss]\nfft_sizes = [256]\n", "loss.mel_band_counts: needs one value for each of the 1 fft_sizes, got 5"),
         ("[model]\nhidden = 0\n", "model.hidden: must be at least 2, got 0"),
         ("[spectral]\nhop_samples = 0\n", "hop_samples: must be above zero"),
+        ("[spectral]\nhop_samples = 64\n", "synthesis_window_samples: must be twice hop_samples (128), got 256"),
+        (
+            f"[optimiser]\nlearning_rate = 1{'0' * 400}\n",
+            "the field 'optimiser.learning_rate' must be float, got '1000",
+        ),
+        (f"[trainer]\nsteps = 1{'0' * 5000}\n", "is not TOML"),
+        ("[optimiser]\nlearning_rate = inf\n", "the field 'optimiser.learning_rate' must be a finite number, got inf"),
+        ("[optimiser]\nlearning_rate = true\n", "the field 'optimiser.learning_rate' must be float"),
+        ("[optimiser]\nbetas = [0.9, 1.0]\n", "optimiser.betas: must both lie between 0 and 1, 1 not included"),
+        ("[optimiser]\nbetas = [0.9]\n", "the field 'optimiser.betas' must be tuple[float, float]"),
+        ("[loss]\nmel_band_counts = [0, 1, 1, 1, 1]\n", "loss.mel_band_counts: must be at least 1 each"),
+        (
+            "[loss]\nspectral_convergence = 0\nlog_magnitude = 0\nlog_mel = 0\nlevel = 0\n",
+            "loss.log_mel, loss.level: all are zero; give one of them a weight",
+        ),
+        ("[trainer]\nseed = 4294967296\n", "trainer.seed: must be at most 4294967295, got 4294967296"),
+        ("[trainer]\naverage_decay = 1\n", "trainer.average_decay: must lie between 0 and 1, 1 not included; got 1"),
+        ("[augment]\npitch_semitones = 200\n", "augment.pitch_semitones: must be at most 24, got 200"),
+        ("[augment]\nlowpass_order = [-1, 2]\n", "augment.lowpass_order: must not be below zero, got -1"),
+        ("[augment]\ncomb_seconds = [-1, 2]\n", "augment.comb_seconds: must not be below zero, got -1"),
+        ("[augment]\ncomb_depth = 1\n", "augment.comb_depth: must be at most 0.95, got 1"),
+        ("[augment]\nidentity_chance = 1.5\n", "augment.identity_chance: must lie between 0 and 1, got 1.5"),
+        ("[data]\nsegment_seconds = 0\n", "data.segment_seconds: must be at least 0.1, got 0"),
+        ("[data]\npiece_seconds = [0.01, 1]\n", "data.piece_seconds: the shortest piece must be at least four times"),
+        (
+            "[data]\nsegment_seconds = 0.1\n[spectral]\nhop_samples = 4096\nanalysis_window_samples = 8192\n"
+            "synthesis_window_samples = 8192\n",
+            "data.segment_seconds: 0.1 s leave 0 samples after the model's delay",
+        ),
         ('name = "../mine"\n', "name: '../mine' cannot name a folder"),
         ("[data]\nworkers = -1\n", "data.workers: must be at least 0, got -1"),
         ("steps = \n", "is not TOML"),
@@ -93,6 +148,11 @@ def test_what_is_refused_and_how(tmp_path: Path, text: str, complaint: str) -> N
         ("", "the field 'style' is missing"),
         ("style = []", "the recipe names no style"),
         ("style = [1]", "the field 'style' must be"),
+        (STYLE.replace("[[style]]", "[style]"), "the field 'style' must be a list of tables; write [[style]]"),
+        (STYLE.replace("65", '"sax"'), "the field 'style.midi_program' must be int, got 'sax' (str)"),
+        (STYLE.replace("65", "65.0"), "the field 'style.midi_program' must be int, got 65.0 (float)"),
+        (STYLE.replace("65", "-1"), "style.midi_program: must lie between 0 and 127, got -1"),
+        (STYLE.replace('folder = "sax"', ""), "the field 'style.folder' is missing; add it"),
         (STYLE + STYLE, "style.id: 'sax' is named twice"),
         (STYLE.replace('"sax"', '"Alto Sax"', 1), "style.id: 'Alto Sax' is not snake_case"),
         (STYLE.replace("65", "128"), "style.midi_program: must lie between 0 and 127, got 128"),
@@ -102,13 +162,23 @@ def test_what_is_refused_and_how(tmp_path: Path, text: str, complaint: str) -> N
     ],
 )
 def test_styles_are_checked(tmp_path: Path, style: str, complaint: str) -> None:
-    with pytest.raises(RecipeError, match=re.escape(complaint)):
-        load_recipe(write(tmp_path, "", style))
+    path = write(tmp_path, "", style)
+    with pytest.raises(RecipeError, match=re.escape(complaint)) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
 
 
 def test_a_missing_file_and_one_that_is_not_text(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"none\.toml: cannot be read .*check the path"):
         load_recipe(tmp_path / "none.toml")
+    with pytest.raises(RecipeError, match=r"cannot be read \(Is a directory\)"):
+        load_recipe(tmp_path)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match=r"binary\.toml: is not UTF-8 text"):
         load_recipe(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize("values", [None, [], [1], 3, "text"])
+def test_plain_values_that_are_no_table_are_refused(values: Any) -> None:
+    with pytest.raises(RecipeError, match="mine: must be a table of fields, got "):
+        recipe_from_dict(values, "mine")

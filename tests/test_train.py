@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ import soundfile
 
 torch = pytest.importorskip("torch")
 
+from click.testing import Result  # noqa: E402
 from torch import Tensor  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
@@ -153,6 +157,19 @@ def asked(place: Path, rank: int = 0) -> list[tuple[int, str]]:
     return [(int(step), total) for step, total in (line.split() for line in lines)]
 
 
+def command(place: Path, *arguments: str) -> Result:
+    """``restyle train tiny.toml`` in this very process."""
+    paths = ["--out", str(place / "run"), "--cache", str(place / "cache")]
+    devices = ["--accelerator", "cpu", "--devices", "1"]
+    return CliRunner().invoke(app, ["train", str(place / "tiny.toml"), *paths, *devices, *arguments])
+
+
+def on_one_line(result: Result) -> str:
+    """What was printed; an error that is not caught would show as another exception than SystemExit."""
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.output.replace("\n", "")
+
+
 def steps_in(path: Path) -> int:
     return int(read_checkpoint(path)["restyle"]["steps"])
 
@@ -231,6 +248,81 @@ def test_export_takes_the_averaged_weights_where_there_are_some(place: Path) -> 
     plain = run(place, edited(place, ("[trainer]", "[trainer]\naverage_decay = 0")), out="plain")
     state = read_checkpoint(plain.last_checkpoint)["state_dict"]
     assert torch.equal(load_for_export(plain.last_checkpoint).style_vectors, state["styles.weight"])
+
+
+def test_the_average_follows_the_weights(place: Path) -> None:
+    recipe = edited(place)
+    one, two = (read_checkpoint(run(place, recipe, minutes=0.0).last_checkpoint)["state_dict"] for _ in range(2))
+    # At its step n it keeps n / (9 + n) of itself, as long as that is below average_decay.
+    for name, before in one.items():
+        if name.startswith("average_"):
+            expected = (2 * before + 9 * two[name.removeprefix("average_")]) / 11
+            assert torch.allclose(two[name], expected, atol=1e-6), name
+
+
+def test_what_is_exported_is_the_average_number_by_number(place: Path) -> None:
+    result = run(place, edited(place))
+    state = read_checkpoint(result.last_checkpoint)["state_dict"]
+    weights = load_for_export(result.last_checkpoint).generator.state_dict()
+    assert {f"average_generator.{name}" for name in weights} == {n for n in state if n.startswith("average_generator.")}
+    assert all(torch.equal(value, state[f"average_generator.{name}"]) for name, value in weights.items())
+    assert any(not torch.equal(value, state[f"generator.{name}"]) for name, value in weights.items())
+
+
+def test_tensorboard_has_curves_pictures_and_sound(place: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = run(place, edited(place, ("media_count = 1", "media_count = 2")))
+    board = EventAccumulator(str(place / "run" / "tensorboard"), size_guidance={"images": 0, "audio": 0})
+    board.Reload()
+    tags = board.Tags()
+    assert {"train/loss", "train/log_mel", "validation/loss", "validation/unchanged"} <= set(tags["scalars"])
+    losses = board.Scalars("train/loss")
+    assert len(losses) == 6
+    assert all(0.0 < item.value < 100.0 for item in losses)
+    last = board.Scalars("validation/loss")[-1]
+    assert last.value == pytest.approx(result.metrics["validation/loss"], abs=1e-5)
+    assert set(tags["images"]) == {"sax/spectrograms", "vibraphone/spectrograms"}
+    assert [item.step for item in board.Images("sax/spectrograms")] == [3, 6]
+    assert board.Images("sax/spectrograms")[0].encoded_image_string.startswith(b"\x89PNG")
+    assert set(tags["audio"]) == {f"{s}/{k}" for s in ("sax", "vibraphone") for k in ("input", "output", "target")}
+    heard = board.Audio("sax/target")[0]
+    sound, rate = soundfile.read(io.BytesIO(heard.encoded_audio_string))
+    assert (rate, len(sound)) == (48_000, 38 * 128)  # 0.1 s, in whole hops
+    assert 10 ** (-45 / 20) < np.sqrt(np.mean(sound**2)) < 10 ** (-10 / 20)
+
+
+def test_one_recording_a_style_trains_without_validation(place: Path) -> None:
+    for path in (*(place / "sax").glob("*[1-9].flac"), *(place / "vibraphone").glob("*[1-9].flac")):
+        path.unlink()
+    (place / "sax" / "alto_sax_e40.flac").unlink()
+    result = run(place, edited(place))
+    assert (result.steps, result.metrics, result.best_checkpoint) == (6, {}, None)
+    assert load_for_export(result.last_checkpoint).style_vectors.shape == (2, 4)
+
+
+def test_a_run_gives_the_signals_back(place: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    run(place, edited(place, ("steps = 6", "steps = 1")))
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_the_best_stays_the_best_in_a_run_folder_that_was_moved(place: Path) -> None:
+    recipe = edited(place, ("steps = 6", "steps = 3"))
+    run(place, recipe)
+    checkpoint = read_checkpoint(place / "run" / "last.ckpt")
+    for state in checkpoint["callbacks"].values():
+        if state.get("monitor") == "validation_loss":  # so good that no later one can be better
+            state["best_model_score"] = state["kth_value"] = torch.tensor(-1.0)
+            state["best_k_models"] = {path: torch.tensor(-1.0) for path in state["best_k_models"]}
+    torch.save(checkpoint, place / "run" / "last.ckpt")
+    shutil.copytree(place / "run", place / "moved")
+    best = (place / "run" / "best.ckpt").read_bytes()
+    result = run(place, edited(place, ("steps = 3", "steps = 6")), out="moved")
+    assert result.steps == steps_in(place / "moved" / "last.ckpt") == 6
+    assert (place / "moved" / "best.ckpt").read_bytes() == best
+    assert (place / "run" / "best.ckpt").read_bytes() == best  # nor is the original touched
 
 
 def test_interrupted_and_resumed_is_as_good_as_uninterrupted(place: Path) -> None:
@@ -321,6 +413,25 @@ def test_a_step_without_finite_gradient_changes_nothing_and_many_end_the_run(
     state = read_checkpoint(place / "run" / "last.ckpt")["state_dict"]
     assert steps_in(place / "run" / "last.ckpt") > 2
     assert all(bool(torch.isfinite(value).all()) for value in state.values())
+
+
+def test_a_step_that_is_skipped_moves_no_weight(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = edited(place, ("[optimiser]", "[optimiser]\nweight_decay = 0.1"))
+    for _ in range(2):  # so that the optimiser has momentum
+        run(place, recipe, minutes=0.0)
+    before = read_checkpoint(place / "run" / "last.ckpt")["state_dict"]
+    judge = RestoreObjective.judge
+
+    def poisoned(self: RestoreObjective, answer: Tensor, target: Tensor) -> object:
+        result = judge(self, answer, target)
+        return dataclasses.replace(result, total=result.total * float("nan")) if self.trainer.training else result
+
+    monkeypatch.setattr(RestoreObjective, "judge", poisoned)
+    assert run(place, recipe).steps == 6
+    after = read_checkpoint(place / "run" / "last.ckpt")["state_dict"]
+    learned = [name for name in before if not name.startswith("average_")]
+    assert "styles.weight" in learned
+    assert all(torch.equal(before[name], after[name]) for name in learned)
 
 
 def test_the_rate_rises_then_falls() -> None:
@@ -426,3 +537,136 @@ def test_flags_that_lightning_refuses_are_reported(place: Path) -> None:
     options = RunOptions(place / "run", accelerator="abacus", progress=False)
     with pytest.raises(TrainingError, match=r"do not go together: .*abacus.*--accelerator"):
         run_training(recipe, recordings(place, recipe), options)
+
+
+def test_the_command_names_what_it_leaves_out_and_trains_on_the_rest(place: Path) -> None:
+    edited(place, ("steps = 6", "steps = 1"))
+    (place / "sax" / "[broken].wav").write_text("no sound")
+    soundfile.write(place / "vibraphone" / "silent.wav", np.zeros(48_000), 48_000)
+    result = command(place)
+    output = on_one_line(result)
+    assert result.exit_code == 0, output
+    assert f"skipped: {place / 'sax' / '[broken].wav'}: cannot be decoded" in output
+    assert f"skipped: {place / 'vibraphone' / 'silent.wav'}: is silent (never above -50 dBFS)" in output
+    assert "2 recordings skipped" in output
+    assert "done: step 1 of 1" in output
+    assert f"next: restyle export {place / 'run' / 'best.ckpt'} tiny.onnx" in output
+
+
+def test_the_command_as_json(place: Path) -> None:
+    edited(place, ("steps = 6", "steps = 2"))
+    result = command(place, "--json")
+    values = json.loads(result.stdout)  # and nothing else
+    assert (values["steps"], values["ended_by"]) == (2, "steps")
+    assert values["last_checkpoint"] == str(place / "run" / "last.ckpt")
+    assert values["metrics"]["validation/unchanged"] > 0
+
+
+def test_recordings_of_which_none_can_be_used_are_a_failure(place: Path) -> None:
+    for path in (place / "sax").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    result = command(place)
+    output = on_one_line(result)
+    assert result.exit_code == 1
+    assert f"style 'sax': none of the recordings in {place / 'sax'} can be used (alto_sax_a30.flac cannot be" in output
+    assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("batch_size = 4", "batchsize = 4", "unknown key 'trainer.batchsize'; did you mean 'batch_size'?"),
+        ("steps = 6", 'steps = "six"', "the field 'trainer.steps' must be int, got 'six' (str)"),
+        ("[[style]]", "[style]", "is not TOML"),
+    ],
+)
+def test_a_recipe_with_a_mistake_is_a_failure_that_names_the_field(
+    place: Path, old: str, new: str, complaint: str
+) -> None:
+    (place / "tiny.toml").write_text((place / "tiny.toml").read_text().replace(old, new))
+    result = command(place)
+    output = on_one_line(result)
+    assert result.exit_code == 1
+    assert f"{place / 'tiny.toml'}: {complaint}" in output
+
+
+def test_another_recipe_needs_fresh_which_moves_the_old_run_aside(place: Path) -> None:
+    edited(place, ("steps = 6", "steps = 1"))
+    assert command(place).exit_code == 0
+    old = (place / "run" / "last.ckpt").read_bytes()
+    edited(place, ("hidden = 16", "hidden = 24"))
+    refused = command(place)
+    assert refused.exit_code == 1
+    assert "last.ckpt: the recipe has changed since (model.hidden: 16 -> 24); undo that" in on_one_line(refused)
+    assert (place / "run" / "last.ckpt").read_bytes() == old
+
+    # As long as the new run cannot begin, the old one stays where it is.
+    (place / "sax").rename(place / "elsewhere")
+    assert command(place, "--fresh").exit_code == 1
+    assert (place / "run" / "last.ckpt").read_bytes() == old
+    (place / "elsewhere").rename(place / "sax")
+
+    assert command(place, "--fresh").exit_code == 0
+    assert (place / "run" / "previous-1" / "last.ckpt").read_bytes() == old
+    assert load_for_export(place / "run" / "last.ckpt").recipe.model.hidden == 24
+    assert command(place, "--fresh").exit_code == 0
+    assert steps_in(place / "run" / "previous-2" / "last.ckpt") == 1
+
+
+def _spoil(**entries: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda checkpoint: checkpoint["restyle"].update(entries)
+
+
+SPOILED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "steps": (_spoil(steps="many"), "restyle.steps: is missing or no int"),
+    "time": (lambda c: c["restyle"].pop("wall_seconds"), "restyle.wall_seconds: is missing or no float"),
+    "metrics": (_spoil(metrics=None), "restyle.metrics: is missing or no dict"),
+    "recordings": (_spoil(recordings=[]), "restyle.recordings: is missing or no dict"),
+    "recipe": (_spoil(recipe=[1]), "restyle.recipe: is missing or no dict"),
+    "recipe's field": (_spoil(recipe={"style": []}), "its recipe cannot be read"),
+    "optimiser": (lambda c: c.pop("optimizer_states"), "holds weights but not where training stood"),
+    "weight missing": (lambda c: c["state_dict"].pop("styles.weight"), "state_dict.styles.weight: has shape None"),
+    "weight's shape": (
+        lambda c: c["state_dict"].update({"styles.weight": torch.zeros(3, 4)}),
+        "state_dict.styles.weight: has shape (3, 4), this version's model (2, 4)",
+    ),
+    "weight's value": (
+        lambda c: c["state_dict"]["styles.weight"].fill_(torch.nan),
+        "state_dict.styles.weight: holds something other than finite numbers",
+    ),
+    "weights": (lambda c: c.update(state_dict=[]), "holds no 'restyle' entry"),
+}
+
+
+def test_nothing_goes_on_from_a_checkpoint_that_is_not_whole(place: Path) -> None:
+    edited(place, ("steps = 6", "steps = 1"))
+    assert command(place).exit_code == 0
+    edited(place, ("steps = 1", "steps = 2"))
+    last = place / "run" / "last.ckpt"
+    whole = last.read_bytes()
+    for name, (spoil, complaint) in SPOILED.items():
+        checkpoint = torch.load(io.BytesIO(whole), weights_only=True)
+        spoil(checkpoint)
+        torch.save(checkpoint, last)
+        result = command(place)
+        assert result.exit_code == 1, name
+        assert complaint in on_one_line(result), name
+        assert str(last) in on_one_line(result), name
+    for content in (b"", b"hello", whole[:-1000], whole[1000:]):
+        last.write_bytes(content)
+        result = command(place)
+        assert result.exit_code == 1
+        assert f"{last}: cannot be read as a checkpoint" in on_one_line(result)
+    last.write_bytes(whole)
+    assert command(place).exit_code == 0
+    assert steps_in(last) == 2
+
+
+@pytest.mark.parametrize("name", ["recipe", "recipe's field", "weight's value", "weights"])
+def test_nothing_is_exported_from_a_checkpoint_that_is_not_whole(place: Path, name: str) -> None:
+    last = run(place, edited(place, ("steps = 6", "steps = 1"))).last_checkpoint
+    checkpoint = read_checkpoint(last)
+    SPOILED[name][0](checkpoint)
+    torch.save(checkpoint, last)
+    with pytest.raises(CheckpointError, match=re.escape(str(last))):
+        load_for_export(last)

@@ -30,7 +30,8 @@ class Pair:
 
 def raw_samples(samples: int, config: AugmentConfig) -> int:
     """How many samples a recording must give so that ``samples`` are left after the largest change of pitch."""
-    steepest = 2.0 ** (config.pitch_semitones / 12.0)
+    steps = math.ceil(config.pitch_semitones * SEMITONE_STEPS)  # change_pitch may round up to the grid
+    steepest = 2.0 ** (steps / SEMITONE_STEPS / 12.0)
     return 32 * math.ceil(samples * steepest / 32) + 4 * RESAMPLE_EDGE_SAMPLES
 
 

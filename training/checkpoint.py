@@ -57,7 +57,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         del weights_only  # nothing but tensors and plain values, whatever the caller says
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        for state in checkpoint.get("callbacks", {}).values():
+            if "dirpath" in state:
+                _move_home(state, Path(path).resolve().parent)
+        return checkpoint
+
+
+def _move_home(state: dict[str, Any], folder: Path) -> None:
+    """Let what ModelCheckpoint remembers lie in ``folder``: in a run folder that was moved, best stays best.
+
+    Lightning otherwise forgets the best score as soon as the folder has another name.
+    """
+
+    state["dirpath"] = str(folder)
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        if state.get(name):
+            state[name] = str(folder / Path(state[name]).name)
+    scores = state.get("best_k_models", {})
+    state["best_k_models"] = {str(folder / Path(path).name): score for path, score in scores.items()}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -72,13 +90,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "use another one, or train again with --fresh"
         ) from error
     card = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
-    if not isinstance(card, dict) or "state_dict" not in checkpoint:
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(card, dict) or not isinstance(weights, dict):
         raise CheckpointError(f"{path}: holds no '{CHECKPOINT_KEY}' entry; it was not written by 'restyle train'")
     if card.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path}: format: is {card.get('format')}, this version reads {CHECKPOINT_FORMAT}; "
             "use the version that wrote it, or train again"
         )
+    for name, value in weights.items():
+        if not isinstance(value, Tensor) or not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                f"{path}: state_dict.{name}: holds something other than finite numbers; the file is damaged: "
+                "use another one, or train again with --fresh"
+            )
     return checkpoint
 
 
@@ -104,10 +129,25 @@ def changed_fields(then: Recipe, now: Recipe) -> list[str]:
 
 def check_resumable(path: Path, recipe: Recipe) -> int:
     """Steps done in the checkpoint that ``recipe`` wants to continue. Raises CheckpointError if it cannot."""
-    card = read_checkpoint(path)[CHECKPOINT_KEY]
+    checkpoint = read_checkpoint(path)
+    card = checkpoint[CHECKPOINT_KEY]
+    for field, kind in {
+        "recipe": dict,
+        "steps": int,
+        "wall_seconds": float,
+        "metrics": dict,
+        "recordings": dict,
+    }.items():
+        if not isinstance(card.get(field), kind):
+            raise CheckpointError(
+                f"{path}: {CHECKPOINT_KEY}.{field}: is missing or no {kind.__name__}; the file is damaged: "
+                "start anew with --fresh"
+            )
+    if not all(checkpoint.get(entry) for entry in ("optimizer_states", "lr_schedulers", "loops")):
+        raise CheckpointError(f"{path}: holds weights but not where training stood; start anew with --fresh")
     try:
         then = recipe_from_dict(card["recipe"], f"{path}: recipe")
-    except (RecipeError, KeyError) as error:
+    except RecipeError as error:
         raise CheckpointError(f"{path}: its recipe cannot be read ({error}); start anew with --fresh") from error
     changed = changed_fields(then, recipe)
     if changed:
@@ -115,7 +155,7 @@ def check_resumable(path: Path, recipe: Recipe) -> int:
             f"{path}: the recipe has changed since ({'; '.join(changed)}); "
             "undo that, start anew with --fresh, or choose another --out"
         )
-    return int(card["steps"])
+    return card["steps"]
 
 
 def load_for_export(path: Path) -> TrainedModel:

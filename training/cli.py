@@ -69,8 +69,6 @@ def train(
             precision=precision,
             progress=leads and not as_json,
         )
-        if fresh and leads:
-            set_aside(folder)
         checkpoint, done = resume_point(plan, options)
         with console.status("reading recordings") as status:
             library = load_library(
@@ -83,7 +81,9 @@ def train(
             )
         _describe(console, plan, library)
         if checkpoint:
-            console.print(f"goes on from step {done} of {plan.trainer.steps} in {checkpoint}")
+            console.print(f"goes on from step {done} of {plan.trainer.steps} in {checkpoint}", markup=False)
+        if fresh and leads:
+            set_aside(folder)
         result = run_training(plan, library, options)
     except (RecipeError, LibraryError, CheckpointError, TrainingError, OSError) as error:
         console.print("[red]cannot train:[/] ", end="")
@@ -103,7 +103,7 @@ def train(
     if result.ended_by != "steps":
         console.print("the same command goes on from here")
     best = result.best_checkpoint or result.last_checkpoint
-    console.print(f"next: restyle export {best} {plan.name}.onnx", soft_wrap=True)
+    console.print(f"next: restyle export {best} {plan.name}.onnx", soft_wrap=True, markup=False)
 
 
 def _describe(console: Console, recipe: Recipe, library: Library) -> None:

@@ -10,6 +10,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf"})
 SPLITS = ("train", "validation", "test")
 CACHE_VERSION = 1
+LOUDEST_PEAK = 1000.0  # 60 dB over full scale; integers stored as floats come out at 32,768
+UNKNOWN_SIZE_BYTES = 0x7FFF_F000  # writers that cannot go back claim at least so much
 
 
 class LibraryError(RuntimeError):
@@ -134,16 +138,35 @@ def split_recordings(
     )
 
 
+def _cut_short(file: soundfile.SoundFile, path: Path) -> bool:
+    """Whether the end of a file is missing, where its container can tell: not in MP3."""
+    if file.format == "OGG":
+        content = path.read_bytes()
+        page = content[content.rfind(b"OggS") :]  # the last one; RFC 3533, section 6
+        whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+        return not whole or not page[5] & 4  # the end-of-stream flag
+    # libsndfile's log on WAV and AIFF: bytes of sound that the header claims, and that are there.
+    sizes = re.search(r"\b(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info)
+    return sizes is not None and int(sizes[2]) < int(sizes[1]) < UNKNOWN_SIZE_BYTES
+
+
 def read_mono(path: Path, sample_rate: int) -> NDArray[np.float32]:
     """Decode, mix to mono by the mean, resample with soxr's HQ setting: [samples]. ValueError says what is wrong."""
     try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            rate, cut_short = file.samplerate, _cut_short(file, path)
+            audio = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise ValueError(f"cannot be decoded: {error}") from error
+    if cut_short:
+        raise ValueError("is cut short: its end is missing; copy it again")
     if audio.shape[0] == 0:
         raise ValueError("is empty")
     if not np.isfinite(audio).all():
         raise ValueError("holds samples that are not numbers (NaN or infinity)")
+    peak = float(np.abs(audio).max())
+    if peak > LOUDEST_PEAK:
+        raise ValueError(f"is far above full scale (peak {peak:.3g}, full scale is 1); scale it down")
     mono = audio.mean(axis=1)
     if rate != sample_rate:
         mono = soxr.resample(mono, rate, sample_rate, quality="HQ")
@@ -152,9 +175,13 @@ def read_mono(path: Path, sample_rate: int) -> NDArray[np.float32]:
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a temporary name, then rename: readers and other processes never see half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
-    write(temporary)
-    temporary.replace(path)
+    # Copies of one file may be decoded by two threads at once, into one and the same path.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp.npy")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -176,25 +203,32 @@ class RecordingCache:
         self._index: dict[str, list[Any]] = {}
         try:
             stored = json.loads(self._index_path.read_text(encoding="utf-8"))
-            if stored.get("version") == CACHE_VERSION:
-                self._index = stored["files"]
-        except (OSError, ValueError, KeyError, AttributeError):
+            if stored["version"] == CACHE_VERSION:
+                self._index = dict(stored["files"])
+        except (OSError, ValueError, KeyError, TypeError):
             log.debug("no usable cache index at %s", self._index_path)
 
     def audio_path(self, sha256: str) -> Path:
         return self.folder / f"{sha256[:40]}-{self.sample_rate}.npy"
+
+    def _find(self, key: str) -> _Decoded | None:
+        """What the index says of a file, if the cache really holds it."""
+        try:
+            sha256, audio_sha256, samples, level_dbfs = self._index[key]
+            known = _Decoded(str(sha256), str(audio_sha256), int(samples), float(level_dbfs))
+            stored = np.load(self.audio_path(known.sha256), mmap_mode="r")
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            return None
+        return known if stored.shape == (known.samples,) and stored.dtype == np.float32 else None
 
     def decode(self, path: Path) -> _Decoded:
         """Decode into the cache, or find it there."""
         try:
             status = path.stat()
             key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-            entry = self._index.get(key)
-            if entry is not None:
-                known = _Decoded(*entry)
-                stored = self.audio_path(known.sha256)
-                if stored.is_file() and stored.stat().st_size > known.samples * np.float32().itemsize:
-                    return known
+            known = self._find(key)
+            if known is not None:
+                return known
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             audio = read_mono(path, self.sample_rate)
         except (OSError, ValueError) as error:
@@ -202,7 +236,7 @@ class RecordingCache:
         target = self.audio_path(sha256)
         _replace(target, lambda temporary: np.save(temporary, audio))
         result = _Decoded(
-            sha256, hashlib.sha256(audio.tobytes()).hexdigest(), len(audio), loudest_dbfs(audio, self.sample_rate)
+            sha256, hashlib.sha256(audio.data).hexdigest(), len(audio), loudest_block(audio, self.sample_rate)[1]
         )
         self._index[key] = [result.sha256, result.audio_sha256, result.samples, result.level_dbfs]
         return result
@@ -212,20 +246,23 @@ class RecordingCache:
         _replace(self._index_path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def loudest_dbfs(audio: NDArray[np.float32], sample_rate: int) -> float:
-    """Highest root-mean-square level over blocks of a tenth of a second, in dBFS; -200 for silence."""
+def loudest_block(audio: NDArray[np.float32], sample_rate: int) -> tuple[slice, float]:
+    """The loudest tenth of a second: where it lies, and its root-mean-square level in dBFS; -200 for silence."""
     block = max(1, min(len(audio), sample_rate // 10))
     whole = audio[: len(audio) // block * block].reshape(-1, block)
-    power = float(np.square(whole, dtype=np.float64).mean(axis=1).max())
-    return 10.0 * float(np.log10(max(power, 1e-20)))
+    power = np.einsum("ij,ij->i", whole, whole, dtype=np.float64) / block  # no copy in float64: recordings are long
+    loudest = int(power.argmax())
+    return slice(loudest * block, (loudest + 1) * block), 10.0 * float(np.log10(max(float(power[loudest]), 1e-20)))
 
 
 def find_audio(folder: Path) -> list[Path]:
-    """All audio files below a folder, in a fixed order; hidden ones are passed over."""
+    """All audio files below a folder, in a fixed order; hidden ones, and those in hidden folders, are passed over."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in AUDIO_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
 
@@ -323,6 +360,7 @@ class ExcerptSampler:
         self.recordings, self.config = tuple(recordings), config
         seconds = np.array([item.seconds for item in recordings])
         self._weights = seconds / seconds.sum()
+        self._loudest: dict[int, slice] = {}  # by number of the recording, found when first needed
 
     def draw(self, samples: int, random: np.random.Generator) -> NDArray[np.float32]:
         """[samples] of this style: pieces of recordings, joined by crossfades or short gaps. Never all silent."""
@@ -350,21 +388,28 @@ class ExcerptSampler:
                 position -= edge
         return out
 
+    def _place(self, wanted: int, random: np.random.Generator) -> tuple[int, int]:
+        """Number of a recording, and where in it a piece of ``wanted`` samples may start."""
+        number = int(random.choice(len(self.recordings), p=self._weights))
+        recording = self.recordings[number]
+        last = max(0, recording.samples - wanted)
+        onset = last == 0 or (recording.seconds <= self.config.note_seconds and random.uniform() < 0.5)
+        return number, 0 if onset else int(random.integers(0, last + 1))
+
     def _piece(self, wanted: int, random: np.random.Generator) -> tuple[NDArray[np.float32], bool]:
         """Up to ``wanted`` samples with sound in them, and whether they start where their recording starts."""
-        best: NDArray[np.float32] | None = None
-        best_level, best_onset = -np.inf, False
+        number = 0
         for _ in range(8):
-            recording = self.recordings[random.choice(len(self.recordings), p=self._weights)]
-            audio = recording.audio()
-            last = max(0, len(audio) - wanted)
-            onset = last == 0 or (recording.seconds <= self.config.note_seconds and random.uniform() < 0.5)
-            start = 0 if onset else int(random.integers(0, last + 1))
-            piece = np.asarray(audio[start : start + wanted])
+            number, start = self._place(wanted, random)
+            piece = np.asarray(self.recordings[number].audio()[start : start + wanted])
             level = 10.0 * np.log10(max(float(np.square(piece).mean()), 1e-20))
-            if level > best_level:
-                best, best_level, best_onset = piece, level, start == 0
             if level >= self.config.audible_dbfs:
-                break
-        assert best is not None
-        return best, best_onset
+                return piece, start == 0
+        # Long pauses with little between them: go where the last of the recordings is loudest.
+        recording = self.recordings[number]
+        if number not in self._loudest:
+            self._loudest[number] = loudest_block(recording.audio(), recording.sample_rate)[0]
+        loudest, last = self._loudest[number], max(0, recording.samples - wanted)
+        low, high = sorted((loudest.start, max(0, loudest.stop - wanted)))
+        start = min(int(random.integers(low, high + 1)), last)
+        return np.asarray(recording.audio()[start : start + wanted]), start == 0

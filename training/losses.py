@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from training.recipe import LossConfig
+from training.recipe import LEVEL_SECONDS, LossConfig
 
 MAGNITUDE_FLOOR = 1e-5  # -94 dB below a full-scale sine
 CONVERGENCE_FLOOR = 1e-4  # root mean square over all bins; a full-scale sine has about 0.03
@@ -60,7 +60,7 @@ def level_l1(predicted: Tensor, target: Tensor, sample_rate: int) -> Tensor:
     Root mean square over 50 ms, every 25 ms, floored at -80 dBFS: loudness of the playing, whatever the timbre.
     Level over time as a loss: Engel et al., "DDSP", 2020, section 4, compares loudness in the same way.
     """
-    size = max(2, round(0.05 * sample_rate))
+    size = max(2, round(LEVEL_SECONDS * sample_rate))
 
     def level(audio: Tensor) -> Tensor:
         power = torch.nn.functional.avg_pool1d(audio.square()[:, None], size, size // 2)[:, 0]

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ import dacite
 from realtime.spectral import SpectralSpec
 from training.models.generator import GeneratorConfig
 
+LEVEL_SECONDS = 0.05  # over which the level loss takes its mean
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be used; the text names the file, the field and the remedy."""
@@ -30,6 +33,12 @@ def _at_least(owner: object, section: str, minimum: float, *names: str) -> None:
     for name in names:
         if not getattr(owner, name) >= minimum:
             raise ValueError(f"{section}{name}: must be at least {minimum:g}, got {getattr(owner, name):g}")
+
+
+def _at_most(owner: object, section: str, maximum: float, *names: str) -> None:
+    for name in names:
+        if not getattr(owner, name) <= maximum:
+            raise ValueError(f"{section}{name}: must be at most {maximum:.10g}, got {getattr(owner, name):.10g}")
 
 
 def _ranges(owner: object, section: str, *names: str) -> None:
@@ -125,8 +134,11 @@ class AugmentConfig:
         _ranges(self, at, "level_dbfs")
         _chances(self, at, "lowpass_chance", "comb_chance", "comb_depth", "flatten_chance", "saturate_chance")
         _chances(self, at, "identity_chance", "silence_chance")
-        if self.comb_depth > 0.95:
-            raise ValueError(f"augment.comb_depth: must be at most 0.95, got {self.comb_depth:g}")
+        _at_most(self, at, 0.95, "comb_depth")
+        _at_most(self, at, 24, "pitch_semitones")  # excerpts are as much longer as the pitch may rise
+        for name in ("lowpass_order", "comb_seconds"):
+            if getattr(self, name)[0] < 0:
+                raise ValueError(f"augment.{name}: must not be below zero, got {getattr(self, name)[0]:g}")
         if self.lowpass_hz[0] <= 0:
             raise ValueError(f"augment.lowpass_hz: must be above zero, got {self.lowpass_hz[0]:g}")
 
@@ -150,7 +162,12 @@ class LossConfig:
                 f"loss.mel_band_counts: needs one value for each of the {len(self.fft_sizes)} fft_sizes, "
                 f"got {len(self.mel_band_counts)}"
             )
-        _at_least(self, "loss.", 0, "spectral_convergence", "log_magnitude", "log_mel", "level")
+        if any(count < 1 for count in self.mel_band_counts):
+            raise ValueError(f"loss.mel_band_counts: must be at least 1 each, got {list(self.mel_band_counts)}")
+        weights = ("spectral_convergence", "log_magnitude", "log_mel", "level")
+        _at_least(self, "loss.", 0, *weights)
+        if not any(getattr(self, name) for name in weights):
+            raise ValueError(f"loss.{', loss.'.join(weights)}: all are zero; give one of them a weight")
 
 
 @dataclass(frozen=True)
@@ -167,6 +184,8 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         _at_least(self, "optimiser.", 0, "warmup_steps", "weight_decay", "clip_norm")
         _chances(self, "optimiser.", "final_fraction")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimiser.betas: must both lie between 0 and 1, 1 not included; got {list(self.betas)}")
         if self.learning_rate <= 0:
             raise ValueError(f"optimiser.learning_rate: must be above zero, got {self.learning_rate:g}")
 
@@ -190,6 +209,7 @@ class TrainerConfig:
         _at_least(self, at, 1, "steps", "batch_size", "validation_every_steps", "validation_segments")
         _at_least(self, at, 1, "checkpoint_every_steps", "log_every_steps")
         _at_least(self, at, 0, "media_count", "seed")
+        _at_most(self, at, 2**32 - 1, "seed")
         if not 0 <= self.average_decay < 1:
             raise ValueError(
                 f"trainer.average_decay: must lie between 0 and 1, 1 not included; got {self.average_decay:g}"
@@ -222,6 +242,12 @@ class Recipe:
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise ValueError(f"style.id: '{', '.join(twice)}' is named twice; ids must differ")
+        answer = self.segment_samples - self.spectral.stream_delay_samples
+        if answer < LEVEL_SECONDS * self.spectral.sample_rate:
+            raise ValueError(
+                f"data.segment_seconds: {self.data.segment_seconds:g} s leave {max(0, answer)} samples after the "
+                f"model's delay; the level loss needs {LEVEL_SECONDS:g} s: make segments longer"
+            )
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective: unknown '{self.objective}'{_near(self.objective, list(OBJECTIVES))}")
 
@@ -291,14 +317,20 @@ def _whole(value: Any) -> Any:
 
 
 def _real(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return str(value)  # no float can hold it
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else _whole(value)
 
 
 def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
     """A checked recipe from plain values; ``source`` names where they came from in errors. Raises RecipeError."""
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{source}: must be a table of fields, got {type(values).__name__}")
     tupled = _tuples(values)
     _check_keys(Recipe, tupled, source, "")
     _check_finite(tupled, source, "")
+    if isinstance(tupled.get("style"), Mapping):
+        raise RecipeError(f"{source}: the field 'style' must be a list of tables; write [[style]] with two brackets")
     try:
         return dacite.from_dict(Recipe, tupled, dacite.Config(strict=True, type_hooks={int: _whole, float: _real}))
     except dacite.MissingValueError as error:
@@ -321,6 +353,6 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or a number with thousands of digits
         raise RecipeError(f"{path}: is not TOML: {error}") from error
     return recipe_from_dict(values, str(path))

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from training.augment import Pair, make_pair
-from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY
+from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, CheckpointError
 from training.losses import LossTerms, SpectralLoss
 from training.models.generator import Generator
 from training.recipe import OptimiserConfig, Recipe
@@ -126,8 +126,8 @@ class RestoreObjective(LightningModule):
             return
         self._skipped_steps += 1
         log.warning("step %d: the gradient is not finite, the step is skipped", self.global_step)
-        for gradient in gradients:
-            gradient.zero_()
+        for parameter in self.parameters():
+            parameter.grad = None  # zeros would still let momentum and weight decay move the weights
         if self._skipped_steps >= MAX_SKIPPED_STEPS:
             raise TrainingError(
                 f"no finite gradient in {MAX_SKIPPED_STEPS} steps in a row; the last checkpoint is sound: "
@@ -212,7 +212,15 @@ class RestoreObjective(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        card = checkpoint[CHECKPOINT_KEY]
+        card, ours, theirs = checkpoint[CHECKPOINT_KEY], self.state_dict(), checkpoint["state_dict"]
+        shapes = {name: tuple(value.shape) for name, value in ours.items()}
+        found = {name: tuple(value.shape) for name, value in theirs.items()}
+        if shapes != found:
+            wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+            raise CheckpointError(
+                f"{self.trainer.ckpt_path}: state_dict.{wrong[0]}: has shape {found.get(wrong[0])}, "
+                f"this version's model {shapes.get(wrong[0])}; start anew with --fresh"
+            )
         self._wall_seconds_before = float(card["wall_seconds"])
         self.metrics = dict(card["metrics"])
         self._remember_recordings(card.get("recordings", {}))

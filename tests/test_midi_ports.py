@@ -1,0 +1,182 @@
+"""Real MIDI ports: what another program sends through a JACK server arrives, whole and in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from realtime.bundle import DEFAULT_MODEL, read_bundle
+from realtime.controls import Performer
+from realtime.midi import KINDS, Message, MidiError, MidiInputs, MidiMap, apply, decode, encode, list_ports
+from tests.conftest import JackServer
+
+pytestmark = pytest.mark.jack
+
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def new_output(jack_server: JackServer) -> Callable[[str], Any]:
+    """Makes clients that send through RtMidi's JACK API."""
+    del jack_server
+    import rtmidi
+
+    library: Any = rtmidi
+    return lambda name: library.MidiOut(library.API_UNIX_JACK, name=name)
+
+
+@pytest.fixture
+def outputs(new_output: Callable[[str], Any]) -> Iterator[Callable[[str], Any]]:
+    """Opens outputs called 'NAME:out', as other programs would."""
+    clients: list[Any] = []
+
+    def open_output(name: str) -> Any:
+        client = new_output(name)
+        clients.append(client)
+        client.open_virtual_port("out")
+        return client
+
+    yield open_output
+    for client in clients:
+        client.close_port()
+        client.delete()
+
+
+def await_count(received: list[bytes], count: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while len(received) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def every_kind(count: int) -> list[bytes]:
+    """``count`` messages, each different from its neighbours, of all kinds and channels."""
+    kinds = list(KINDS.values())
+    built = []
+    for i in range(count):
+        kind, size = kinds[i % len(kinds)]
+        data = (1 + i % 127, 1 + i // 127)[:size]
+        built.append(encode(Message(kind, i % 16, data)))
+    return built
+
+
+def send_all(output: Any, messages: list[bytes]) -> None:
+    for i, message in enumerate(messages):
+        output.send_message(message)
+        if i % 50 == 49:
+            time.sleep(0.005)  # RtMidi's own queue is short
+
+
+def first_messages(output: Any, received: list[bytes]) -> None:
+    """Wait until the connection, which takes effect a few periods after it was made, carries messages."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not received:
+        assert time.monotonic() < deadline, "nothing arrives"
+        output.send_message([0xD0, 0])
+        time.sleep(0.05)
+    time.sleep(0.2)
+    received.clear()
+
+
+@pytest.mark.parametrize("wanted", ["0", "1", "PAD"])
+def test_a_port_chosen_by_index_or_part_of_its_name_delivers_in_order(
+    outputs: Callable[[str], Any], wanted: str
+) -> None:
+    by_name = {"keys:out": outputs("keys"), "nanopad:out": outputs("nanopad")}
+    ports = [name for _, name in list_ports()]
+    assert sorted(ports) == sorted(by_name)
+    chosen = ports[int(wanted)] if wanted.isdigit() else "nanopad:out"
+    received: list[bytes] = []
+    inputs = MidiInputs(wanted, received.append)
+    try:
+        assert inputs.names == [f"{chosen} (Jack)"]
+        first_messages(by_name[chosen], received)
+        messages = every_kind(1000)
+        for name, output in by_name.items():
+            send_all(output, messages if name == chosen else [bytes([0x90, 1, 1])])
+        await_count(received, len(messages))
+        assert received == messages
+    finally:
+        inputs.close()
+
+
+def test_the_virtual_port_and_every_port_there_is(
+    new_output: Callable[[str], Any], outputs: Callable[[str], Any]
+) -> None:
+    received: list[bytes] = []
+    inputs = MidiInputs("virtual", received.append)
+    sender = new_output("sender")
+    try:
+        assert [name for _, name in list_ports("output")] == ["restyle-midi:in"]
+        sender.open_port(0, "out")
+        first_messages(sender, received)
+        system = [[0xF0, *[0x11] * 298, 0xF7], [0xF8], [0xFE], [0xF2, 1, 2]]
+        for message in system:
+            sender.send_message(message)
+        messages = every_kind(300)
+        send_all(sender, messages)
+        await_count(received, len(messages) + 1)
+        # System-exclusive, clock and active sensing stay outside; the song position comes through, and means nothing.
+        assert received == [bytes([0xF2, 1, 2]), *messages] and decode(received[0]) is None
+    finally:
+        sender.close_port()
+        sender.delete()
+        inputs.close()
+    assert list_ports("output") == []
+
+    received.clear()
+    keys, pads = outputs("keys"), outputs("pads")
+    inputs = MidiInputs(None, received.append)
+    try:
+        assert len(inputs.names) == 3 and "virtual" in inputs.names[0]
+        for output in (keys, pads):
+            first_messages(output, received)
+    finally:
+        inputs.close()
+
+
+def test_a_port_that_does_not_exist_is_refused_with_the_list(outputs: Callable[[str], Any]) -> None:
+    for name in ("nanopad", "launchpad"):
+        outputs(name)
+    with pytest.raises(
+        MidiError, match=r"no MIDI port is called 'organ'; there are: 0: .*pad:out \(Jack\); 1: .*'virtual'"
+    ):
+        MidiInputs("organ", lambda _: None)
+    with pytest.raises(MidiError, match=r"MIDI port 2 does not exist; there are: 0: "):
+        MidiInputs("2", lambda _: None)
+    with pytest.raises(MidiError, match=r"'pad' fits several MIDI ports, give the index: 0: "):
+        MidiInputs("pad", lambda _: None)
+
+
+def test_from_a_key_to_the_style_mix(outputs: Callable[[str], Any]) -> None:
+    manifest = read_bundle(DEFAULT_MODEL).manifest
+    performer, taken = Performer(manifest), list[bytes]()
+
+    def on_message(data: bytes) -> None:
+        message = decode(data)
+        if message is not None:
+            apply(message, performer, MidiMap())
+        taken.append(data)
+
+    keys = outputs("keys")
+    inputs = MidiInputs("keys", on_message)
+
+    def send(*messages: list[int]) -> dict[str, float]:
+        taken.clear()
+        for message in messages:
+            keys.send_message(message)
+        await_count(taken, len(messages))
+        return {style.id: weight for style, weight in performer.mix().items()}
+
+    try:
+        first_messages(keys, taken)
+        assert send([0xC0, manifest.style("flute").program]) == {"flute": 1.0}
+        one, two = manifest.styles[0].id, manifest.styles[1].id
+        assert send([0x90, 36, 75], [0x90, 37, 25]) == {one: 0.75, two: 0.25}
+        assert send([0x80, 36, 0], [0x90, 37, 0]) == {"flute": 1.0}
+        send([0xB0, 12, 0], [0xB0, 7, 64])
+        assert performer.values["dry_wet"] == 0.0 and performer.values["output_gain_db"] == 0.0
+    finally:
+        inputs.close()
