@@ -22,9 +22,8 @@ import soundfile
 
 torch = pytest.importorskip("torch")
 
-from click.testing import Result  # noqa: E402
 from torch import Tensor  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
+from typer.testing import CliRunner, Result  # noqa: E402
 
 from realtime.cli import app  # noqa: E402
 from training.checkpoint import CheckpointError, load_for_export, read_checkpoint  # noqa: E402
