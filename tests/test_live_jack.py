@@ -125,11 +125,10 @@ class Musician:
         goal = self.position + frames
         wait_for(lambda: self.position >= goal, f"frame {goal}")
 
-    def sent(self, start: int = 0) -> NDArray[np.float32]:
-        return np.concatenate(self._sent)[start:]
-
-    def heard(self, start: int = 0) -> NDArray[np.float32]:
-        return np.concatenate(self._heard)[start:]
+    def since(self, start: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What was sent and what was heard, from a frame on, up to now."""
+        periods = len(self._heard)
+        return np.concatenate(self._sent[:periods])[start:], np.concatenate(self._heard[:periods])[start:]
 
     def differs(self, delay: int, frames: int = 4096) -> bool:
         """Is what was heard lately anything but what was sent ``delay`` frames before?"""
@@ -232,9 +231,8 @@ class Restyle:
 
     def kill(self) -> None:
         if self.process.poll() is None:
-            for pid in (*children(self.process.pid), self.process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            # The audio process follows its parent; Python's resource tracker then takes the shared memory away.
+            self.process.kill()
             self.process.communicate(timeout=10)
 
 
@@ -265,8 +263,8 @@ def first(signal_: NDArray[np.float32]) -> int:
 def round_trip_samples(musician: Musician) -> int:
     """Frames from the musician's output to their input through a client that does nothing: what JACK itself takes."""
     with Helper(MIRROR):
-        start = musician.play(np.ones(1, np.float32))
-        return first(musician.heard(start)) - first(musician.sent(start))
+        sent, heard = musician.since(musician.play(np.ones(1, np.float32)))
+        return first(heard) - first(sent)
 
 
 def program(style: str) -> list[int]:
@@ -305,9 +303,10 @@ def test_a_device_adds_nothing_to_the_declared_latency_and_changes_no_sample(
         assert {"restyle:in_0", "restyle:out_0", "restyle-midi:in"} <= names
         music = GUITAR[:RATE]
         start = musician.play(music)
-        began = start + first(musician.sent(start))
-        np.testing.assert_allclose(musician.heard(start)[delay:], musician.sent(start)[:-delay], rtol=0, atol=1e-6)
-        assert start + first(musician.heard(start)) == began + delay
+        sent, heard = musician.since(start)
+        began = start + first(sent)
+        np.testing.assert_allclose(heard[delay:], sent[:-delay], rtol=0, atol=1e-6)
+        assert start + first(heard) == began + delay
         musician.begin(np.tile(GUITAR, 10))
         pedals.send([0xB0, 12, 127])
         wait_for(lambda: musician.differs(delay), "the wet signal")
@@ -318,7 +317,8 @@ def test_a_device_adds_nothing_to_the_declared_latency_and_changes_no_sample(
     recorded, played = read_take(take)
     # The engine's frame 0 is some frame of the musician's; the first sample that is not zero tells which.
     offset = first(recorded) - began
-    sent, heard = musician.sent(max(0, -offset)), musician.heard(max(0, -offset) + jack_s_own)
+    sent, heard = musician.since(-offset)  # restyle started after the musician
+    heard = heard[jack_s_own:]
     length = min(len(recorded), len(heard))
     np.testing.assert_array_equal(recorded[:length], sent[:length])
     np.testing.assert_allclose(played[:length], heard[:length], atol=2**-23)
@@ -389,20 +389,15 @@ def test_midi_performs_the_styles_without_a_click(musician: Musician, tmp_path: 
         out, err = restyle.end()
     assert "Trumpet 100%" in out and err == ""
     recorded, _ = read_take(take)
-    offset = first(recorded) - first(musician.sent())
-    jack_s_own = delay - LATENCY
-
-    sent, heard = musician.sent(), musician.heard()
+    sent, heard = musician.since(0)
+    jack_s_own, offset = delay - LATENCY, first(recorded) - first(sent)
     exact = heard[exact_from:exact_to]
     np.testing.assert_array_equal(exact, sent[exact_from - delay : exact_to - delay])
 
     # The same samples in each style from first to last, on the musician's clock.
     mixes = {"violin": "violin", "flute": "flute", "chord": "violin,choir", "trumpet": "trumpet"}
     at_end = moments["end"]
-    stills = {
-        name: np.pad(offline(recorded, mix), (max(0, jack_s_own - offset), 0))[max(0, offset - jack_s_own) :][:at_end]
-        for name, mix in mixes.items()
-    }
+    stills = {name: np.pad(offline(recorded, mix), (jack_s_own - offset, 0))[:at_end] for name, mix in mixes.items()}
     stills["dry"] = np.pad(sent, (delay, 0))[:at_end]
     # A second after a switch the model remembers little of the style before.
     for name, end in (
@@ -430,8 +425,7 @@ def test_the_servers_period_may_change_while_it_plays(musician: Musician) -> Non
         for period in (256, 64):
             musician.client.blocksize = period
             musician.rest(RATE // 4)
-            start = musician.play(GUITAR[: RATE // 2])
-            heard, sent = musician.heard(start), musician.sent(start)
+            sent, heard = musician.since(musician.play(GUITAR[: RATE // 2]))
             delay = LATENCY + period
             np.testing.assert_array_equal(heard[delay:], sent[:-delay])
         _, err = restyle.end()

@@ -52,6 +52,10 @@ class GeneratorConfig:
         for field in ("style_dim", "band_count", "hidden", "lowpass_taps", "envelope_hops"):
             if getattr(self, field) < 2:
                 raise ValueError(f"model.{field}: must be at least 2, got {getattr(self, field)}")
+        if not 0.0 < self.lowpass_pole < 1.0:
+            raise ValueError(f"model.lowpass_pole: must lie between 0 and 1, got {self.lowpass_pole:g}")
+        if not self.drive > 0.0:
+            raise ValueError(f"model.drive: must be above 0, got {self.drive:g}")
 
 
 @dataclass(frozen=True)
