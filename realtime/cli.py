@@ -193,6 +193,8 @@ def live(
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     console = Console()
+    if record is not None and (record / "output.wav").exists():
+        raise _fail("cannot perform", f"{record} holds a recording already; choose another folder for --record")
     try:
         settings = LiveSettings(
             model=_model(model),
@@ -225,10 +227,10 @@ def live(
 
 
 def _perform(performance: Any, console: Console, seconds: float | None) -> None:
-    """Run until the clip ends, the time is over or Ctrl-C; then say what happened and what was left."""
+    """Run until the clip ends, the time is over or Ctrl-C."""
     from rich.live import Live
 
-    from realtime.panel import latency_line, panel, source_line, status_line
+    from realtime.panel import panel, source_line, status_line
 
     stop_asked = False
 
@@ -260,10 +262,17 @@ def _perform(performance: Any, console: Console, seconds: float | None) -> None:
             finally:
                 if screen:
                     screen.stop()
-                summary = performance.stop()
+                _farewell(performance, console)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _farewell(performance: Any, console: Console) -> None:
+    """Stop, and say how it went and what was left, whether the performance ended well or not."""
+    from realtime.panel import latency_line, status_line
+
+    summary = performance.stop()
     status = summary.status
     console.print(status_line(status), soft_wrap=True, highlight=False)
     console.print(
