@@ -90,10 +90,13 @@ class Processor:
 
     parameters: tuple[Parameter, ...] = PARAMETERS
 
-    def __init__(self, bundle: Bundle, provider: str = "cpu") -> None:
-        self.bundle, self.provider = bundle, provider
+    def __init__(self, bundle: Bundle, provider: str = "cpu", hops_per_step: int = 1) -> None:
+        """``hops_per_step`` above one computes so many hops at once: cheaper for files, and later by as much."""
+        self.bundle, self.provider, self.hops_per_step = bundle, provider, hops_per_step
         self.manifest = bundle.manifest
         self.hop_samples = self.manifest.spectral.hop_samples
+        self._step_samples = hops_per_step * self.hop_samples
+        self._fade_steps = max(1, FADE_HOPS // hops_per_step)
         self.controls = mix_controls({self.manifest.styles[0]: 1.0}, {p.id: p.default for p in PARAMETERS})
         """The snapshot that the next hop takes; assign a new one at any time, from any thread."""
         self.meters = Meters()
@@ -102,7 +105,7 @@ class Processor:
     @property
     def latency_samples(self) -> int:
         """Output sample i is made from input sample i - latency_samples (and what came before it)."""
-        return self.hop_samples + self.manifest.stream_delay_samples
+        return self._step_samples + self.manifest.stream_delay_samples
 
     def prepare(self, sample_rate: int, max_block: int, channels: int) -> None:
         """Allocate everything for blocks [channels, up to max_block], warm up and reset. Not for the audio thread.
@@ -117,12 +120,10 @@ class Processor:
         if max_block < 1 or channels < 1:
             raise ValueError(f"max_block and channels: must be at least 1, got {max_block} and {channels}")
         self.channels, self.max_block = channels, max_block
-        self.stream = Stream(self.bundle, channels, provider=self.provider)
-        hop = self.hop_samples
+        self.stream = Stream(self.bundle, channels, self.hops_per_step, self.provider)
+        hop = self._step_samples
         self._ramp: NDArray[np.float32] = (np.arange(1, hop + 1, dtype=np.float32) / np.float32(hop))[None]
-        # Dry is one hop old, as the wet signal is: the geometry of SpectralSpec says so.
-        self._dry = np.zeros((channels, hop), np.float32)
-        self._dry_next = np.zeros((channels, hop), np.float32)
+        self._dry = np.zeros((channels, self.manifest.stream_delay_samples + hop), np.float32)
         self._out = np.zeros((channels, hop), np.float32)
         self._scratch = np.zeros((channels, hop), np.float32)
         self._times = np.zeros((TIMES_KEPT, 2), np.float32)
@@ -170,7 +171,7 @@ class Processor:
                 raise ValueError(f"block: {samples} samples are above max_block, {self.max_block}")
             out = self._block_out[:, :samples]
         result = out.reshape(self.channels, samples)
-        gathered, hop, at = self.stream.audio, self.hop_samples, 0
+        gathered, hop, at = self.stream.audio, self._step_samples, 0
         while at < samples:
             position = self._position
             count = min(hop - position, samples - at)
@@ -184,7 +185,7 @@ class Processor:
         return result.reshape(block.shape)
 
     def _hop(self) -> None:
-        """One full hop: controls, graph, mix, limiter."""
+        """One full step, in a performance one hop: controls, graph, mix, limiter."""
         start = perf_counter_ns()
         stream, meters = self.stream, self.meters
         assert stream is not None
@@ -203,15 +204,18 @@ class Processor:
             np.nan_to_num(x, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
             np.clip(x, -1.0, 1.0, out=x)
             energy = float(np.vdot(x, x))
-        dry, self._dry, self._dry_next = self._dry, self._dry_next, self._dry
-        self._dry[:] = x
+        # Dry waits as long as the wet signal does.
+        delay = self._dry.shape[1] - x.shape[1]
+        self._dry[:, :delay] = self._dry[:, -delay:]
+        self._dry[:, delay:] = x
+        dry = self._dry[:, : x.shape[1]]
         before = perf_counter_ns()
         wet = stream.step()
         after = perf_counter_ns()
         if math.isfinite(np.vdot(wet, wet)):
             trusted = self._trust
             if trusted < 1.0:
-                self._trust = min(1.0, trusted + 1.0 / FADE_HOPS)
+                self._trust = min(1.0, trusted + 1.0 / self._fade_steps)
             self._mix(wet, dry, old.under(trusted), new.under(self._trust))
         else:
             self._fall_back(dry, old.under(0.0), new.under(0.0))
@@ -227,7 +231,7 @@ class Processor:
 
     def _take(self, controls: Controls) -> None:
         """Start to fade towards a new snapshot."""
-        self._goal, self._gains_goal, self._fade_left = controls, _Gains.of(controls), FADE_HOPS
+        self._goal, self._gains_goal, self._fade_left = controls, _Gains.of(controls), self._fade_steps
 
     def _fade(self) -> None:
         """One hop nearer to the goal, in a straight line."""

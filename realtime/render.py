@@ -18,6 +18,7 @@ from realtime.processor import Processor
 
 BLOCK = 8192
 MAX_CHANNELS = 64
+STEADY_HOPS_PER_STEP = 16
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def render_file(
     if target.exists() and target.samefile(source):
         raise AudioFileError(f"{target}: is the input itself; choose another output")
     rate = bundle.manifest.spectral.sample_rate
-    processor = Processor(bundle, provider)
+    # Nothing moves without MIDI, so many hops at once give the same samples for a third of the time.
+    processor = Processor(bundle, provider, hops_per_step=1 if events else STEADY_HOPS_PER_STEP)
     processor.controls = performer.controls()
     processor.prepare(rate, BLOCK, info.channels)
     timed = [(round(seconds * rate), data) for seconds, data in events or []]

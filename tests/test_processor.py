@@ -97,6 +97,22 @@ def test_varying_block_lengths_change_nothing(blocks: list[int]) -> None:
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("hops_per_step", [2, 16])
+@pytest.mark.parametrize("dry_wet", [1.0, 0.3])
+def test_many_hops_at_once_give_the_same_samples_later(
+    bundle: Bundle, guitar: NDArray[np.float32], hops_per_step: int, dry_wet: float
+) -> None:
+    audio = clip(guitar, 160, channels=2)
+    one = run(prepared(bundle, channels=2, dry_wet=dry_wet), audio, 512)
+    many = Processor(bundle, hops_per_step=hops_per_step)
+    many.controls = controls(bundle, dry_wet=dry_wet)
+    many.prepare(RATE, 512, 2)
+    assert many.latency_samples == hops_per_step * HOP + HOP
+    out = run(many, audio, 512)
+    length = audio.shape[1] - many.latency_samples
+    np.testing.assert_allclose(out[:, many.latency_samples :], one[:, 256 : 256 + length], atol=1e-5)
+
+
 def test_stereo_channels_are_two_independent_players(bundle: Bundle, guitar: NDArray[np.float32]) -> None:
     audio = clip(guitar, 80, channels=2)
     both = run(prepared(bundle, channels=2), audio, 65)
@@ -179,6 +195,16 @@ def test_silence_in_is_silence_out(bundle: Bundle) -> None:
         processor.prepare(RATE, 512, 1)
         out = run(processor, np.zeros((1, 60 * HOP), np.float32), 512)
         assert np.abs(out).max() < 10 ** (-70 / 20), style.id
+
+
+def test_silence_after_playing_falls_silent_in_every_style(bundle: Bundle, guitar: NDArray[np.float32]) -> None:
+    audio = np.pad(clip(guitar, 40), ((0, 0), (0, 60 * HOP)))
+    for style in bundle.manifest.styles:
+        processor = prepared(bundle)
+        processor.controls = controls(bundle, style.id)
+        out = run(processor, audio, 512)
+        assert processor.meters.bad_output_hops == 0, style.id
+        assert np.abs(out[:, -20 * HOP :]).max() < 10 ** (-70 / 20), style.id
 
 
 def test_a_hop_of_nan_from_the_graph_falls_back_to_dry_without_a_click_and_comes_back(

@@ -211,7 +211,8 @@ class Envelope(nn.Module):
         energy = x.reshape(-1, self.channels, count, self.hop_samples).square().mean(-1)
         energies = torch.cat([state.energy, energy], dim=-1)
         mean = torch.nn.functional.conv1d(energies, self.average, groups=self.channels)
-        now = (mean + 1e-10).sqrt()
+        # A floor, not a sum: onnxruntime takes the addition of so small a number for none at all and drops it.
+        now = mean.clamp_min(1e-10).sqrt()
         ends = torch.cat([state.level, now], dim=-1)
         start, stop = ends[..., :-1, None], ends[..., 1:, None]
         level = (start + (stop - start) * self.ramp).flatten(2).clamp_min(1e-5)

@@ -146,8 +146,8 @@ class Generator(nn.Module):
 
         power = spectra[:, 0].square().sum(dim=2).flatten(1)
         # Bands 60 dB under the frame are lost in float32 rounding, which differs from machine to machine.
-        floor = 1e-6 * power.mean(dim=-1, keepdim=True) + 1e-9
-        levels = torch.log(torch.matmul(power, self.measure) + floor)  # [batch*n, bands]
+        floor = 1e-6 * power.mean(dim=-1, keepdim=True)
+        levels = torch.log((torch.matmul(power, self.measure) + floor).clamp_min(1e-9))  # [batch*n, bands]
         mean = levels.mean(dim=-1, keepdim=True)
         heard = torch.cat([(levels - mean) * 0.4, (mean + 4.0) * 0.15], dim=-1)
         scale1, shift1, scale2, shift2, scale3, shift3 = self.steer(style).chunk(6, dim=-1)
