@@ -19,6 +19,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 COMMAND_GROUP = "restyle.commands"
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class _Commands(TyperGroup):
@@ -239,7 +240,7 @@ def _perform(performance: Any, console: Console, seconds: float | None) -> None:
         del number, frame
         stop_asked = True
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
     try:
         with performance:
             if not console.is_terminal:
@@ -304,7 +305,7 @@ def render(
 
     from realtime.audio import AudioFileError
     from realtime.bundle import BundleError, StyleError, read_bundle
-    from realtime.controls import Performer, hold_mix
+    from realtime.controls import Performer, select_mix
     from realtime.midi import MidiError, MidiMap, read_midi_file
     from realtime.render import plan_files, render_file
     from realtime.stream import ProviderError
@@ -320,7 +321,7 @@ def render(
         def performer() -> Performer:
             fresh = Performer(bundle.manifest)
             if style:
-                hold_mix(fresh, style)
+                select_mix(fresh, style)
             if dry_wet is not None:
                 fresh.set("dry_wet", dry_wet)
             return fresh

@@ -79,6 +79,8 @@ class Performer:
         self.parameters = {p.id: p for p in (*PARAMETERS, *manifest.parameters)}
         self.values = {p.id: p.default for p in self.parameters.values()}
         self.selected = manifest.styles[0]
+        self.selected_mix: dict[Style, float] | None = None
+        """A blend that was chosen in place of one style, until the next selection."""
         self.second = manifest.styles[1 % len(manifest.styles)]
         self.held: dict[int, tuple[Style, int]] = {}
         self._sustained: set[int] = set()
@@ -87,6 +89,7 @@ class Performer:
     def select(self, style_id: str) -> None:
         """Select a style by id; StyleError if the model does not have it."""
         self.selected = self.manifest.style(style_id)
+        self.selected_mix = None
 
     def select_second(self, style_id: str) -> None:
         """Choose the style that ``morph`` moves to."""
@@ -139,6 +142,8 @@ class Performer:
             for style, velocity in held:
                 weights[style] = weights.get(style, 0.0) + velocity / total
             return weights
+        if self.selected_mix is not None:
+            return dict(self.selected_mix)
         morph = self.values["morph"]
         if morph <= 0.0 or self.second == self.selected:
             return {self.selected: 1.0}
@@ -167,11 +172,9 @@ def parse_mix(manifest: Manifest, text: str) -> dict[Style, float]:
     return {style: weight / total for style, weight in mix.items()}
 
 
-def hold_mix(performer: Performer, text: str) -> None:
-    """Select a style, or hold a mix of several, as ``parse_mix`` reads it; StyleError names what is wrong."""
+def select_mix(performer: Performer, text: str) -> None:
+    """Select a style, or a blend of several, as ``parse_mix`` reads it; StyleError names what is wrong."""
     mix = parse_mix(performer.manifest, text)
     performer.select(next(iter(mix)).id)
     if len(mix) > 1:
-        for place, (style, weight) in enumerate(mix.items()):
-            # Below every MIDI note, so that no key releases it.
-            performer.hold(-1 - place, style, max(1, round(weight * 1000)))
+        performer.selected_mix = mix

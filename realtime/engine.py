@@ -286,5 +286,5 @@ def _play_clip(engine: Engine, clip: Path, pipe: Connection) -> None:
         played += block
         if settings.loop and at >= total:
             at = 0
-        if played % (block * 32) == 0 and _stop_asked(pipe, 0):
+        if played % (block * max(1, 4096 // block)) == 0 and _stop_asked(pipe, 0):
             return

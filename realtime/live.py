@@ -19,8 +19,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from realtime.audio import AudioFileError
 from realtime.bundle import DEMO_CLIP, DEMO_MIDI, read_bundle
-from realtime.controls import Performer, hold_mix
+from realtime.controls import Performer, select_mix
 from realtime.engine import HOP_FIELDS, METER_COUNT, EngineMeters, EngineSettings, engine_process
 from realtime.midi import MidiInputs, MidiMap, apply, decode, read_midi_file
 from realtime.ring import Mailbox, Ring
@@ -136,7 +137,7 @@ class Performance:
         self.performer = Performer(self.manifest)
         self._lock = threading.Lock()
         if settings.style:
-            hold_mix(self.performer, settings.style)
+            select_mix(self.performer, settings.style)
         if settings.second_style:
             self.performer.select_second(settings.second_style)
         if settings.dry_wet is not None:
@@ -351,7 +352,10 @@ class Performance:
         if self._recorder is not None:
             self._files = self._recorder.finish()
             if len(self._files) == 2:
-                self._files.append(self._draw())
+                try:
+                    self._files.append(self._draw())
+                except (OSError, AudioFileError) as error:
+                    self._recorder.problem = self._recorder.problem or f"the picture could not be written ({error})"
         self._shared.close()
         self._controls_closed = True
 

@@ -93,5 +93,7 @@ def status_line(status: Status) -> str:
     return (
         f"{status.seconds:6.1f} s  {mix}  in {level_db(status.meters.input_rms):.0f} out "
         f"{level_db(status.meters.output_rms):.0f} dBFS  hop p50 {hop['p50']:.2f} p99 {hop['p99']:.2f} ms  "
-        f"headroom {max(0.0, status.headroom):.0%}  xruns {status.meters.xruns:.0f}  late {status.meters.misses:.0f}"
+        f"headroom {max(0.0, status.headroom):.0%}  xruns {status.meters.xruns:.0f}  "
+        f"late {status.meters.misses:.0f}  bad in {status.meters.bad_input_hops:.0f} "
+        f"out {status.meters.bad_output_hops:.0f}  errors {status.meters.errors:.0f}"
     )

@@ -14,10 +14,10 @@ from realtime.controls import (
     Controls,
     Performer,
     db_to_gain,
-    hold_mix,
     level_gain_db,
     mix_controls,
     parse_mix,
+    select_mix,
 )
 
 MANIFEST = read_bundle(DEFAULT_MODEL).manifest
@@ -59,11 +59,13 @@ def test_a_mix_in_words() -> None:
     mix = parse_mix(MANIFEST, "violin=3, Choir=1")
     assert {style.id: weight for style, weight in mix.items()} == {"violin": 0.75, "choir": 0.25}
     performer = Performer(MANIFEST)
-    hold_mix(performer, "violin=0.75,choir=0.25")
+    select_mix(performer, "violin=0.75,choir=0.25")
     assert {style.id: weight for style, weight in performer.mix().items()} == pytest.approx(
         {"violin": 0.75, "choir": 0.25}
     )
-    hold_mix(fresh := Performer(MANIFEST), "flute")
+    performer.select("flute")
+    assert [style.id for style in performer.mix()] == ["flute"]
+    select_mix(fresh := Performer(MANIFEST), "flute")
     assert [style.id for style in fresh.mix()] == ["flute"] and not fresh.held
 
 

@@ -22,7 +22,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
-from realtime.controls import Performer, hold_mix
+from realtime.controls import Performer, select_mix
 from realtime.processor import FADE_HOPS, Processor
 from tests.conftest import JackServer
 
@@ -248,7 +248,7 @@ def restyle_live(*arguments: str) -> Iterator[Restyle]:
 def offline(recorded: NDArray[np.float32], style: str) -> NDArray[np.float32]:
     """What the engine makes of [samples] on its own, with one style (or mix) from the first to the last."""
     performer = Performer(BUNDLE.manifest)
-    hold_mix(performer, style)
+    select_mix(performer, style)
     processor = Processor(BUNDLE)
     processor.controls = performer.controls()
     processor.prepare(RATE, 8192, 1)
