@@ -5,23 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
 OPSET = 18
-
-
-class StreamingModel(Protocol):
-    """What export needs of a model: the streaming contract for audio and a style vector."""
-
-    latency_samples: int
-
-    def init_state(self, batch: int) -> Any: ...
-
-    def __call__(self, audio: Tensor, style: Tensor, state: Any) -> tuple[Tensor, Any]: ...
 
 
 def state_tensors(state: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import dacite
 import numpy as np
@@ -465,8 +464,3 @@ def blend_vectors(styles: Sequence[Style], weights: Sequence[float]) -> NDArray[
     total = float(sum(weights)) or 1.0
     vectors = np.array([style.vector for style in styles], dtype=np.float64)
     return (np.asarray(weights, dtype=np.float64) / total @ vectors).astype(np.float32)
-
-
-def manifest_from_dict(data: dict[str, Any]) -> Manifest:
-    """A manifest from plain data, checked as a file's would be; for writers and tests."""
-    return _read_manifest(Path("<memory>"), json.dumps(data).encode())
