@@ -8,14 +8,15 @@ import logging
 import os
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import dacite
 
 from realtime.audio import quiet_libraries, silence_jack
-from realtime.controls import Performer
+from realtime.controls import PARAMETERS, Performer
 
 logger = logging.getLogger(__name__)
 
@@ -68,24 +69,42 @@ def encode(message: Message) -> bytes:
     return bytes([status << 4 | message.channel, *message.data])
 
 
+SUSTAIN_PEDAL, ALL_SOUND_OFF, RESET_CONTROLLERS, ALL_NOTES_OFF = 64, 120, 121, 123
+DEFAULT_CONTROLLERS = {"morph": 1, "output_gain_db": 7, "dry_wet": 12, "input_gain_db": 13}
+
+
 @dataclass(frozen=True)
 class MidiMap:
-    """Which message moves what. ``channel`` -1 listens to all; controllers map number -> parameter id."""
+    """Which message moves what. ``channel`` -1 listens to all; controllers map parameter id -> number, -1 for none.
+
+    ValueError names a field that is wrong.
+    """
 
     channel: int = -1
     first_note: int = 36
     second_style_controller: int = 3
-    controllers: dict[str, int] = field(
-        default_factory=lambda: {"morph": 1, "output_gain_db": 7, "dry_wet": 12, "input_gain_db": 13}
-    )
+    controllers: dict[str, int] = field(default_factory=lambda: dict(DEFAULT_CONTROLLERS))
 
     def __post_init__(self) -> None:
-        numbers = {"second_style_controller": self.second_style_controller, **self.controllers}
+        known = [parameter.id for parameter in PARAMETERS]
+        for name in self.controllers:
+            if name not in known:
+                raise ValueError(f"controllers.{name}: is no parameter; {_near(name, known)}")
+        numbers = {"second_style_controller": self.second_style_controller}
+        numbers |= {f"controllers.{name}": number for name, number in self.controllers.items()}
+        taken: dict[int, str] = {}
         for name, number in numbers.items():
-            if not 0 <= number < 120:
-                raise ValueError(f"{name}: controller {number} is outside 0..119")
-        if len(set(numbers.values())) < len(numbers):
-            raise ValueError("controllers: two parameters share one controller number")
+            if not -1 <= number < ALL_SOUND_OFF:
+                raise ValueError(f"{name}: controller {number} is outside 0..{ALL_SOUND_OFF - 1} (-1 for none)")
+            if number == SUSTAIN_PEDAL:
+                raise ValueError(f"{name}: controller {number} is the sustain pedal's; choose another")
+            if number in taken:
+                raise ValueError(
+                    f"{name}: controller {number} is that of {taken[number]} already; "
+                    f"give one of them another number, or -1 for none"
+                )
+            if number >= 0:
+                taken[number] = name
         if not -1 <= self.channel <= 15:
             raise ValueError(f"channel: {self.channel} is outside 0..15 (-1 for all)")
         if not 0 <= self.first_note <= 127:
@@ -93,16 +112,26 @@ class MidiMap:
 
     @classmethod
     def load(cls, path: Path) -> MidiMap:
-        """Read a TOML map; MidiError names file and field."""
+        """Read a TOML map; what it leaves out, each controller included, keeps its default. MidiError names the key."""
         try:
-            return dacite.from_dict(cls, tomllib.loads(path.read_text("utf-8")), dacite.Config(strict=True))
+            values = tomllib.loads(path.read_text("utf-8"))
+            keys = [known.name for known in fields(cls)]
+            for key in values:
+                if key not in keys:
+                    raise ValueError(f"{key}: is no key of a map; {_near(key, keys)}")
+            if isinstance(values.get("controllers"), dict):
+                values["controllers"] = DEFAULT_CONTROLLERS | values["controllers"]
+            return dacite.from_dict(cls, values, dacite.Config(strict=True))
         except FileNotFoundError:
             raise MidiError(f"{path}: there is no such file") from None
         except (OSError, ValueError, dacite.DaciteError) as error:
             raise MidiError(f"{path}: {error}") from None
 
 
-SUSTAIN_PEDAL, ALL_SOUND_OFF, ALL_NOTES_OFF = 64, 120, 123
+def _near(wanted: str, known: Sequence[str]) -> str:
+    """What to write instead, for a message."""
+    near = get_close_matches(wanted, known, n=2, cutoff=0.5)
+    return (f"did you mean {' or '.join(near)}? " if near else "") + f"there are: {', '.join(known)}"
 
 
 def apply(message: Message, performer: Performer, midi_map: MidiMap) -> bool:
@@ -139,13 +168,17 @@ def _control(number: int, value: int, performer: Performer, midi_map: MidiMap) -
     if number in (ALL_SOUND_OFF, ALL_NOTES_OFF):
         performer.release_all()
         return True
+    if number == RESET_CONTROLLERS:
+        performer.pedal(False)
+        performer.release_all()
+        return True
     if number == midi_map.second_style_controller:
         style = performer.style_of_program(value)
         if style is not None:
             performer.select_second(style.id)
         return style is not None
     for parameter_id, controller in midi_map.controllers.items():
-        if controller == number and parameter_id in performer.parameters:
+        if controller == number:
             performer.set(parameter_id, controller_value(value, performer, parameter_id))
             return True
     return False

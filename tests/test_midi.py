@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,14 @@ def test_the_sustain_pedal_holds_the_blend(performer: Performer) -> None:
     assert mix(performer) == {style_ids()[0]: 1.0}
 
 
-def test_all_notes_off_lets_go(performer: Performer) -> None:
-    send(performer, b"\x90\x25\x40", b"\x90\x26\x40", b"\xb0\x7b\x00")
+@pytest.mark.parametrize("controller", [120, 121, 123])
+def test_all_notes_off_and_reset_let_go(performer: Performer, controller: int) -> None:
+    send(performer, b"\xb0\x40\x7f", b"\x90\x25\x40", b"\x90\x26\x40", b"\x80\x26\x00", bytes([0xB0, controller, 0]))
+    assert mix(performer) == {style_ids()[0]: 1.0}
+
+
+def test_reset_lifts_the_pedal_as_well(performer: Performer) -> None:
+    send(performer, b"\xb0\x40\x7f", b"\xb0\x79\x00", b"\x90\x25\x40", b"\x80\x25\x00")
     assert mix(performer) == {style_ids()[0]: 1.0}
 
 
@@ -183,23 +190,52 @@ def test_a_map_may_listen_to_one_channel_and_move_controllers(tmp_path: Path, pe
     assert mix(performer) == {style_ids()[1]: 1.0}
 
 
+def test_a_map_keeps_every_controller_that_it_does_not_name(tmp_path: Path, performer: Performer) -> None:
+    path = tmp_path / "pads.toml"
+    path.write_text("[controllers]\ndry_wet = 20\noutput_gain_db = -1\n")
+    midi_map = MidiMap.load(path)
+    assert midi_map.controllers == {"morph": 1, "output_gain_db": -1, "dry_wet": 20, "input_gain_db": 13}
+    moves = send(performer, b"\xb0\x14\x00", b"\xb0\x0d\x7f", b"\xb0\x07\x00", b"\xb0\x0c\x40", midi_map=midi_map)
+    assert moves == [True, True, False, False]
+    assert performer.values["dry_wet"] == 0.0 and performer.values["input_gain_db"] == 24.0
+    assert performer.values["output_gain_db"] == 0.0
+
+
+def test_the_map_that_the_readme_shows_does_what_it_says(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    path = tmp_path / "pads.toml"
+    path.write_text(re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)[0])
+    assert MidiMap.load(path) == MidiMap(
+        9, 60, 22, {"morph": 21, "output_gain_db": -1, "dry_wet": 20, "input_gain_db": 13}
+    )
+
+
 @pytest.mark.parametrize(
-    ("text", "field"),
+    ("text", "problem"),
     [
-        ("chanel = 1", "chanel"),
-        ("channel = 16", "channel: 16 is outside 0..15"),
+        ("chanel = 1", r"chanel: is no key of a map; did you mean channel\?"),
+        ("channel = 16", r"channel: 16 is outside 0\.\.15"),
         ('first_note = "C3"', "first_note"),
-        ("[controllers]\ndry_wet = 130", "dry_wet: controller 130 is outside"),
-        ("[controllers]\ndry_wet = 3", "share one controller"),
+        ("[controllers]\ndry_wet = 130", r"controllers\.dry_wet: controller 130 is outside"),
+        (
+            "[controllers]\ndry_wet = 3",
+            r"controllers\.dry_wet: controller 3 is that of second_style_controller already",
+        ),
+        ("[controllers]\ndry_wet = 7", r"controllers\.dry_wet: controller 7 is that of controllers\.output_gain_db"),
+        ("[controllers]\nmorph = 64", r"controllers\.morph: controller 64 is the sustain pedal's"),
+        ("[controllers]\ndry_wat = 20", r"controllers\.dry_wat: is no parameter; did you mean dry_wet\?"),
+        ("[controllers]\nreverb = 20", r"controllers\.reverb: is no parameter; there are: dry_wet, input_gain_db"),
+        ('[controllers]\ndry_wet = "20"', "controllers"),
+        ("controllers = 3", "controllers"),
         ("channel =", "Invalid value"),
     ],
 )
-def test_a_wrong_map_names_file_and_field(tmp_path: Path, text: str, field: str) -> None:
+def test_a_wrong_map_names_file_and_field(tmp_path: Path, text: str, problem: str) -> None:
     path = tmp_path / "map.toml"
     path.write_text(text)
-    with pytest.raises(MidiError, match=field) as error:
+    with pytest.raises(MidiError, match=problem) as error:
         MidiMap.load(path)
-    assert str(path) in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
 
 
 def test_the_bundled_file_switches_blends_and_morphs(performer: Performer) -> None:
