@@ -145,7 +145,6 @@ class Performance:
         self._events = self._midi_file_events()
         self.history = History()
         self.ready: dict[str, Any] = {}
-        self.midi_names: list[str] = []
         self._recent: deque[float] = deque(maxlen=STATUS_HOPS)
 
     def _midi_file_events(self) -> list[tuple[float, bytes]] | None:
@@ -208,14 +207,12 @@ class Performance:
             theirs.close()
             if self._events is None:
                 self._inputs = MidiInputs(settings.midi, self._on_midi)
-                self.midi_names = self._inputs.names
         self._await_ready()
         if self._sound is not None and settings.record is not None:
             # Not before there is sound: a start that fails leaves an earlier recording alone.
             self._recorder = Recorder(self._sound, settings.record, spec.sample_rate, settings.channels)
         sys.setswitchinterval(1e-3)
         if self._events is not None:
-            self.midi_names = [f"file {settings.midi}"]
             self._player = threading.Thread(target=self._play_events, name="midi-file", daemon=True)
             self._player.start()
 
@@ -244,6 +241,13 @@ class Performance:
         else:
             raise PerformanceError(content)
         return False
+
+    @property
+    def midi_names(self) -> list[str]:
+        """Where MIDI comes from now: ports come and go."""
+        if self._events is not None:
+            return [f"file {self.settings.midi}"]
+        return [] if self._inputs is None else self._inputs.names
 
     def _send_controls(self) -> None:
         self._controls.write(self.performer.controls().pack())

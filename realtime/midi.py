@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
+import threading
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 CLIENT_NAME = "restyle-midi"
 """Not the audio client's name: a JACK server would give the later of the two another one."""
 VIRTUAL = "virtual"
+LOOK_INTERVAL_S = 0.5
+STOP_TIMEOUT_S = 2.0
 
 
 class MidiError(RuntimeError):
@@ -254,73 +258,187 @@ def list_ports(direction: str = "input") -> list[tuple[str, str]]:
     return [(api.name, port) for api in _apis(direction) for port in api.ports]
 
 
+class _Port:
+    """One opened input, and what is held on it: (channel, note), and channels whose pedal is down."""
+
+    def __init__(self, api: _Api, name: str, client: Any, on_message: Callable[[bytes], None]) -> None:
+        self.api, self.name, self.client = api, name, client
+        self._on_message = on_message
+        self._notes: set[tuple[int, int]] = set()
+        self._pedals: set[int] = set()
+        client.ignore_types(sysex=True, timing=True, active_sense=True)
+        client.set_callback(lambda event, _: self.hear(bytes(event[0])))
+
+    def hear(self, data: bytes) -> None:
+        """A message came in, on a thread of RtMidi's."""
+        match decode(data):
+            case Message("note_on", channel, (note, _)):
+                self._notes.add((channel, note))
+            case Message("note_off", channel, (note, _)):
+                self._notes.discard((channel, note))
+            case Message("control_change", channel, (number, value)) if number == SUSTAIN_PEDAL:
+                (self._pedals.add if value >= 64 else self._pedals.discard)(channel)
+        self._on_message(data)
+
+    def let_go(self) -> None:
+        """The port is gone: nobody else will send the ends of the notes held on it."""
+        for channel, note in sorted(self._notes):
+            self._on_message(encode(Message("note_off", channel, (note, 0))))
+        for channel in sorted(self._pedals):
+            self._on_message(encode(Message("control_change", channel, (SUSTAIN_PEDAL, 0))))
+        self._notes.clear()
+        self._pedals.clear()
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self.client.cancel_callback()
+            self.client.close_port()
+            self.client.delete()
+
+
 class MidiInputs:
-    """Open MIDI inputs; every message reaches ``on_message`` on a thread of RtMidi's."""
+    """Open MIDI inputs; every message reaches ``on_message`` on a thread of RtMidi's or of this class.
+
+    Twice a second it looks which ports there are: one that goes away lets go of its notes, one that comes back is
+    opened again, and where all ports are wanted, so is a new one. ``abandon`` and ``close`` are for the maker's thread.
+    """
 
     def __init__(self, wanted: str | None, on_message: Callable[[bytes], None]) -> None:
         """``wanted``: an index of ``list_ports``, part of a port's name, 'virtual', or None for all ports there are.
 
         Raises MidiError, with the list, when a wanted port does not exist.
         """
-        self.names: list[str] = []
-        self._open: list[Any] = []
-        self._on_message = on_message
-        apis = _apis()
-        ports = [(api, place) for api in apis for place in range(len(api.ports))]
-        names = [api.ports[place] for api, place in ports]
-        listing = "; ".join(f"{i}: {names[i]} ({api.name})" for i, (api, _) in enumerate(ports)) or "none"
+        self._deliver = on_message
+        self._virtual: _Port | None = None
+        self._open: list[_Port] = []
+        self._lookers: dict[int, Any] = {}
+        self._apis = apis = _apis()
+        self._only: tuple[int, str] | None = None
+        """The one port to listen to, as API number and lasting name; None for all."""
+        ports = [(api, name) for api in apis for name in api.ports]
+        listing = "; ".join(f"{i}: {name} ({api.name})" for i, (api, name) in enumerate(ports)) or "none"
+        self._over = threading.Event()
+        self._watch: threading.Thread | None = None
         if wanted is None:
-            self._open_virtual(apis)
-            for name, port in zip(names, ports, strict=True):
-                if CLIENT_NAME not in name and "midi through" not in name.casefold():
-                    with contextlib.suppress(MidiError):
-                        self._open_port(*port)
+            self._open_virtual()
+            for api, name in ports:
+                self._consider(api, name)
         elif not apis:
             raise MidiError(f"MIDI port '{wanted}': this machine has no MIDI (neither a sequencer nor a JACK server)")
         elif wanted.casefold() == VIRTUAL:
-            if not self._open_virtual(apis):
+            if not self._open_virtual():
                 raise MidiError(f"no virtual MIDI port can be opened; there are: {listing}")
+            return
         else:
-            self._open_port(*ports[_choose(wanted, names, listing)])
+            api, name = ports[_choose(wanted, [name for _, name in ports], listing)]
+            self._only = api.number, _lasting_name(name)
+            self._open_port(api, name)
+        if apis:
+            for api in apis:
+                with contextlib.suppress(Exception):  # tried again at every look
+                    self._looker(api)
+            self._watch = threading.Thread(target=self._keep_looking, name="midi-ports", daemon=True)
+            self._watch.start()
 
-    def _listen(self, client: Any, name: str) -> None:
-        client.ignore_types(sysex=True, timing=True, active_sense=True)
-        client.set_callback(lambda event, _: self._on_message(bytes(event[0])))
-        self._open.append(client)
-        self.names.append(name)
+    @property
+    def names(self) -> list[str]:
+        """The ports that are open now, for a panel; any thread."""
+        virtual = [f"virtual port '{CLIENT_NAME}' ({self._virtual.api.name})"] if self._virtual else []
+        return virtual + [f"{port.name} ({port.api.name})" for port in list(self._open)]
 
-    def _open_virtual(self, apis: list[_Api]) -> bool:
-        for api in apis:
+    def _on_message(self, data: bytes) -> None:
+        self._deliver(data)
+
+    def _open_virtual(self) -> bool:
+        for api in self._apis:
             with contextlib.suppress(Exception):
                 client = _library().MidiIn(api.number, name=CLIENT_NAME)
                 client.open_virtual_port("in")
-                self._listen(client, f"virtual port '{CLIENT_NAME}' ({api.name})")
+                self._virtual = _Port(api, VIRTUAL, client, self._on_message)
                 return True
         return False
 
-    def _open_port(self, api: _Api, place: int) -> None:
-        name = f"{api.ports[place]} ({api.name})"
+    def _consider(self, api: _Api, name: str) -> None:
+        """Open a port that is there if it is wanted."""
+        if self._only is not None:
+            wanted = self._only == (api.number, _lasting_name(name)) and not self._open
+        else:
+            wanted = CLIENT_NAME not in name and "midi through" not in name.casefold()
+        if wanted:
+            try:
+                self._open_port(api, name)
+            except MidiError as error:
+                logger.debug("%s", error)
+
+    def _open_port(self, api: _Api, name: str) -> None:
         try:
             client = _library().MidiIn(api.number, name=CLIENT_NAME)
-            client.open_port(place, "in")
+            client.open_port(client.get_ports().index(name), "in")
         except Exception as error:
-            raise MidiError(f"MIDI port {name}: cannot be opened ({error})") from None
-        self._listen(client, name)
+            raise MidiError(f"MIDI port {name} ({api.name}): cannot be opened ({error})") from None
+        self._open.append(_Port(api, name, client, self._on_message))
+
+    def _keep_looking(self) -> None:
+        while not self._over.wait(LOOK_INTERVAL_S):
+            for api in self._apis:
+                try:
+                    present = self._looker(api).get_ports()
+                except Exception as error:  # the list changed while it was read
+                    logger.debug("MIDI ports of %s: %s", api.name, error)
+                    continue
+                self._compare(api, present)
+
+    def _looker(self, api: _Api) -> Any:
+        """A client that lists ports, one for the whole performance: those that join and leave disturb a JACK server."""
+        if self._virtual is not None and self._virtual.api == api:
+            return self._virtual.client
+        if api.number not in self._lookers:
+            self._lookers[api.number] = _library().MidiIn(api.number, name=f"{CLIENT_NAME}-ports")
+        return self._lookers[api.number]
+
+    def _compare(self, api: _Api, present: Sequence[str]) -> None:
+        """Take note of ports of one API that went and came."""
+        for port in [port for port in self._open if port.api == api and port.name not in present]:
+            logger.info("MIDI port %s is gone", port.name)
+            self._open.remove(port)
+            port.close()
+            port.let_go()
+        opened = {port.name for port in self._open if port.api == api}
+        for name in present:
+            if name not in opened and not self._over.is_set():
+                self._consider(api, name)
 
     def abandon(self) -> None:
         """Stop listening without closing: RtMidi waits for a JACK server that does not answer, for ever."""
-        self._on_message = lambda _: None
-        for client in self._open:
+        self._over.set()
+        self._deliver = lambda _: None
+        clients = [port.client for port in (self._virtual, *self._open) if port is not None]
+        for client in (*clients, *self._lookers.values()):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))  # its destructor would wait, too
+        self._virtual = None
         self._open.clear()
+        self._lookers.clear()
 
     def close(self) -> None:
-        for client in self._open:
+        self._over.set()
+        if self._watch is not None:
+            self._watch.join(STOP_TIMEOUT_S)
+            if self._watch.is_alive():
+                self.abandon()
+        for port in (self._virtual, *self._open):
+            if port is not None:
+                port.close()
+        for client in self._lookers.values():
             with contextlib.suppress(Exception):
-                client.cancel_callback()
-                client.close_port()
                 client.delete()
+        self._virtual = None
         self._open.clear()
+        self._lookers.clear()
+
+
+def _lasting_name(name: str) -> str:
+    """A port's name without the ALSA address at its end, which is another one after plugging in again."""
+    return re.sub(r"\s\d+:\d+$", "", name)
 
 
 def _choose(wanted: str, names: list[str], listing: str) -> int:

@@ -166,6 +166,9 @@ class Helper:
         self._process.stdin.flush()
         self._answer("sent")
 
+    def kill(self) -> None:
+        self._process.kill()
+
     def __enter__(self) -> Self:
         return self
 
@@ -449,7 +452,7 @@ def test_a_server_that_dies_ends_the_performance_and_keeps_the_recording(
     jack_server: JackServer, tmp_path: Path, how: str
 ) -> None:
     take = tmp_path / "take"
-    with restyle_live("--midi", "virtual", "--record", str(take)) as restyle:
+    with pedalboard() as pedals, restyle_live("--record", str(take)) as restyle:
         restyle.await_sound()
         # About a second of sound; the recorder's file grows as it comes.
         wait_for(lambda: any(path.stat().st_size > 3 * RATE for path in take.glob(".output*")), "a second of sound")
@@ -457,6 +460,7 @@ def test_a_server_that_dies_ends_the_performance_and_keeps_the_recording(
             jack_server.kill()
         else:
             jack_server.freeze()
+        pedals.kill()  # on such a server it cannot leave
         began = time.monotonic()
         _, err = restyle.end(code=1, interrupt=False)
         assert time.monotonic() - began < 30.0  # it hangs for ever, or it takes 2 to 6 s

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import realtime.midi
 from realtime.bundle import DEFAULT_MODEL, DEMO_MIDI, Manifest, read_bundle
 from realtime.controls import Performer
-from realtime.midi import KINDS, Message, MidiError, MidiMap, apply, controller_value, decode, encode, read_midi_file
+from realtime.midi import (
+    KINDS,
+    Message,
+    MidiError,
+    MidiInputs,
+    MidiMap,
+    apply,
+    controller_value,
+    decode,
+    encode,
+    read_midi_file,
+)
 
 MANIFEST = read_bundle(DEFAULT_MODEL).manifest
 MAP = MidiMap()
@@ -258,3 +272,114 @@ def test_a_file_that_is_no_midi_file_is_named(tmp_path: Path, content: bytes) ->
         read_midi_file(path)
     with pytest.raises(MidiError, match=r"missing\.mid: there is no such file"):
         read_midi_file(tmp_path / "missing.mid")
+
+
+class Sequencer:
+    """What RtMidi shows of an ALSA sequencer, as far as inputs need it; ``ports`` may change at any time."""
+
+    API_RTMIDI_DUMMY, LINUX_ALSA = 0, 2
+
+    def __init__(self, *ports: str) -> None:
+        self.ports = list(ports)
+        self.listeners: dict[str, Any] = {}
+
+    def get_compiled_api(self) -> list[int]:
+        return [self.LINUX_ALSA]
+
+    def get_api_display_name(self, _: int) -> str:
+        return "ALSA"
+
+    def MidiIn(self, _: int, name: str) -> Any:  # noqa: N802 - RtMidi's name
+        return Client(self, name)
+
+    def send(self, port: str, *messages: bytes) -> None:
+        for message in messages:
+            self.listeners[port]((message, 0.0), None)
+
+
+class Client:
+    def __init__(self, sequencer: Sequencer, name: str) -> None:
+        self._sequencer, self.name = sequencer, name
+        self._port = ""
+
+    def get_ports(self) -> list[str]:
+        return list(self._sequencer.ports)
+
+    def open_port(self, place: int, _: str) -> None:
+        self._port = self._sequencer.ports[place]
+
+    def open_virtual_port(self, name: str) -> None:
+        self._port = f"{self.name}:{name}"
+
+    def set_callback(self, callback: Any) -> None:
+        self._sequencer.listeners[self._port] = callback
+
+    def ignore_types(self, **_: bool) -> None: ...
+
+    def cancel_callback(self) -> None:
+        self._sequencer.listeners.pop(self._port, None)
+
+    def close_port(self) -> None: ...
+
+    def delete(self) -> None: ...
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_port_that_goes_away_lets_go_of_its_notes_and_is_found_again_at_another_address(
+    monkeypatch: pytest.MonkeyPatch, performer: Performer
+) -> None:
+    sequencer = Sequencer("keys:keys MIDI 1 20:0", "pads:pads MIDI 1 24:0")
+    monkeypatch.setattr(realtime.midi, "_library", lambda: sequencer)
+    received: list[bytes] = []
+
+    def on_message(data: bytes) -> None:
+        received.append(data)
+        send(performer, data)
+
+    inputs = MidiInputs("pads", on_message)
+    try:
+        assert inputs.names == ["pads:pads MIDI 1 24:0 (ALSA)"]
+        held = b"\xb2\x40\x7f", b"\x92\x25\x40", b"\x92\x26\x40", b"\x82\x26\x00"
+        sequencer.send("pads:pads MIDI 1 24:0", *held)
+        assert set(mix(performer)) == {style_ids()[1], style_ids()[2]}
+        sequencer.ports.remove("pads:pads MIDI 1 24:0")
+        wait_for(lambda: len(received) == 6)
+        assert received == [*held, b"\x82\x25\x00", b"\xb2\x40\x00"]
+        assert mix(performer) == {style_ids()[0]: 1.0} and inputs.names == []
+        sequencer.ports += ["synth:out 28:0", "pads:pads MIDI 1 32:0"]
+        wait_for(lambda: inputs.names == ["pads:pads MIDI 1 32:0 (ALSA)"])
+        sequencer.send("pads:pads MIDI 1 32:0", b"\x92\x27\x40")
+        assert mix(performer) == {style_ids()[3]: 1.0}
+    finally:
+        inputs.close()
+    assert not sequencer.listeners
+
+
+def test_where_all_ports_are_wanted_a_new_one_is_opened_and_the_others_keep_their_notes(
+    monkeypatch: pytest.MonkeyPatch, performer: Performer
+) -> None:
+    sequencer = Sequencer("keys 20:0")
+    monkeypatch.setattr(realtime.midi, "_library", lambda: sequencer)
+
+    def perform(data: bytes) -> None:
+        send(performer, data)
+
+    inputs = MidiInputs(None, perform)
+    virtual = "virtual port 'restyle-midi' (ALSA)"
+    try:
+        assert inputs.names == [virtual, "keys 20:0 (ALSA)"]
+        sequencer.ports += ["Midi Through 14:0", "restyle-midi-2 30:0", "pads 24:0"]
+        wait_for(lambda: inputs.names == [virtual, "keys 20:0 (ALSA)", "pads 24:0 (ALSA)"])
+        sequencer.send("keys 20:0", b"\x90\x25\x40")
+        sequencer.send("pads 24:0", b"\x90\x26\x40")
+        sequencer.ports.remove("keys 20:0")
+        wait_for(lambda: len(inputs.names) == 2)
+        wait_for(lambda: mix(performer) == {style_ids()[2]: 1.0})
+    finally:
+        inputs.close()

@@ -180,3 +180,33 @@ def test_from_a_key_to_the_style_mix(outputs: Callable[[str], Any]) -> None:
         assert performer.values["dry_wet"] == 0.0 and performer.values["output_gain_db"] == 0.0
     finally:
         inputs.close()
+
+
+def test_a_port_that_comes_later_and_one_that_comes_back_are_heard(
+    new_output: Callable[[str], Any], outputs: Callable[[str], Any]
+) -> None:
+    received: list[bytes] = []
+    inputs = MidiInputs(None, received.append)
+    try:
+        assert len(inputs.names) == 1
+        for turn in range(2):
+            pads = new_output("pads")
+            pads.open_virtual_port("out")
+            first_messages(pads, received)
+            assert inputs.names[1:] == ["pads:out (Jack)"]
+            pads.send_message([0x93, 40 + turn, 99])
+            await_count(received, 1)
+            pads.close_port()
+            pads.delete()
+            await_count(received, 2)
+            assert received == [bytes([0x93, 40 + turn, 99]), bytes([0x83, 40 + turn, 0])]
+            received.clear()
+        assert len(inputs.names) == 1
+    finally:
+        inputs.close()
+    keys = outputs("keys")
+    inputs = MidiInputs("keys", received.append)
+    try:
+        first_messages(keys, received)
+    finally:
+        inputs.close()
