@@ -27,22 +27,20 @@ def export(
     try:
         from export.verify import VerifyError
         from export.writer import export_checkpoint
+        from realtime.bundle import BundleError
         from training.checkpoint import CheckpointError, load_for_export
     except ModuleNotFoundError as error:
         console.print(f"[red]export needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
         raise typer.Exit(1) from None
     if model.suffix != ".onnx":
-        console.print(f"[red]cannot export:[/] {model}: a model file ends in .onnx")
-        raise typer.Exit(2)
+        raise _refusal(console, f"{model}: a model file ends in .onnx", code=2)
     try:
         with console.status("tracing, measuring and verifying"):
             result = export_checkpoint(load_for_export(checkpoint), model, description)
-    except (CheckpointError, VerifyError) as error:
-        console.print(f"[red]cannot export:[/] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from None
+    except (CheckpointError, VerifyError, BundleError) as error:
+        raise _refusal(console, str(error)) from None
     except OSError as error:
-        console.print(f"[red]cannot export:[/] {model}: {error.strerror}; nothing was written", soft_wrap=True)
-        raise typer.Exit(1) from None
+        raise _refusal(console, f"{model}: {error.strerror or error}; nothing was written") from None
     if as_json:
         print(json.dumps({"model": str(model), "bytes": model.stat().st_size, **asdict(result)}))
         return
@@ -50,4 +48,11 @@ def export(
         f"{model}: {model.stat().st_size / 1e6:.2f} MB; torch and onnxruntime agree within "
         f"{result.largest_difference:.1e} of full scale over {result.hops} hops",
         soft_wrap=True,
+        markup=False,
     )
+
+
+def _refusal(console: Console, why: str, code: int = 1) -> typer.Exit:
+    console.print("[red]cannot export:[/] ", end="")
+    console.print(why, soft_wrap=True, highlight=False, markup=False)
+    return typer.Exit(code)

@@ -171,10 +171,15 @@ def open_duplex(
 ) -> Any:
     """An input and output stream in one, not yet started. ``block`` 0 leaves the length to the driver (no added delay).
 
-    Raises DeviceError for a rate or a number of channels that the device does not do.
+    One channel goes to two outputs where there are two. Raises DeviceError for a rate or a number of channels that the
+    device does not do.
     """
-    if channels > source.inputs:
-        raise DeviceError(f"'{source.name}' has {source.inputs} input channels, {channels} were asked for")
+    for device, has, direction in ((source, source.inputs, "input"), (sink, sink.outputs, "output")):
+        if channels > has:
+            raise DeviceError(
+                f"'{device.name}' has {has} {direction} channels, {channels} were asked for; "
+                f"use --channels {has}, or choose another device with --{direction}"
+            )
     outputs = min(max(channels, 2), sink.outputs)
     try:
         with quiet_libraries():

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.table import Table
 
 from realtime.bundle import DEMO_CLIP, Bundle, read_bundle
@@ -278,7 +279,7 @@ def measure(
 def table(figures: dict[str, Any]) -> Table:
     """The figures for a terminal."""
     rate, budget = figures["sample_rate"], figures["hop_ms"]
-    grid = Table("figure", "value", title=f"{figures['model']} on {figures['machine']} ({figures['provider']})")
+    grid = Table("figure", "value", title=escape(f"{figures['model']} on {figures['machine']} ({figures['provider']})"))
     for name, label in (
         ("algorithmic_latency_samples", "algorithmic latency"),
         ("processor_latency_samples", "processor"),

@@ -15,10 +15,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
 COMMAND_GROUP = "restyle.commands"
+PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}
+"""How text that holds names of the user's goes to a console: as it is."""
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -59,7 +62,7 @@ def _model(path: Path | None) -> Path:
 
 def _fail(what: str, error: object) -> typer.Exit:
     Console(stderr=True).print(f"[red]{what}:[/] ", end="")
-    Console(stderr=True).print(str(error), soft_wrap=True, highlight=False, markup=False)
+    Console(stderr=True).print(str(error), **PLAIN)
     return typer.Exit(1)
 
 
@@ -96,8 +99,8 @@ def devices(as_json: JsonOption = False) -> None:
             )
             table.add_row(
                 str(device.index),
-                device.name,
-                device.host_api,
+                escape(device.name),
+                escape(device.host_api),
                 str(device.inputs),
                 str(device.outputs),
                 f"{device.sample_rate:g}",
@@ -105,11 +108,11 @@ def devices(as_json: JsonOption = False) -> None:
             )
         console.print(table)
     else:
-        console.print(f"no audio device{f' ({problem})' if problem else ''}")
+        console.print(f"no audio device{f' ({problem})' if problem else ''}", markup=False)
     for title, ports in (("MIDI inputs", ports_in), ("MIDI outputs", ports_out)):
         console.print(f"{title}: {'' if ports else 'none'}")
         for index, (api, name) in enumerate(ports):
-            console.print(f"  {index}: {name} ({api})", highlight=False)
+            console.print(f"  {index}: {name} ({api})", **PLAIN)
 
 
 @app.command()
@@ -133,7 +136,8 @@ def info(
         print(manifest.to_json())
         return
     console, spec, card = Console(), manifest.spectral, manifest.card
-    console.print(f"[bold]{manifest.name}[/] ({manifest.kind}), {len(bundle.graph) / 1e6:.2f} MB: {card.description}")
+    console.print(f"[bold]{escape(manifest.name)}[/] ({manifest.kind}), {len(bundle.graph) / 1e6:.2f} MB: ", end="")
+    console.print(card.description, markup=False)
     console.print(
         f"{spec.sample_rate} Hz, hop {spec.hop_samples}, windows {spec.analysis_window_samples} and "
         f"{spec.synthesis_window_samples}; latency {manifest.latency_samples} samples "
@@ -141,23 +145,22 @@ def info(
     )
     table = Table("style", "label", "MIDI program", "loudness LUFS")
     for style in manifest.styles:
-        table.add_row(style.id, style.label, str(style.program), f"{style.loudness_lufs:.1f}")
+        table.add_row(escape(style.id), escape(style.label), str(style.program), f"{style.loudness_lufs:.1f}")
     console.print(table)
     states = ", ".join(f"{state.name} {list(state.shape)}" for state in manifest.states)
-    console.print(f"states: {states}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"states: {states}", **PLAIN)
     console.print(
         f"trained: objective {card.objective}, {card.steps} steps, {card.training_minutes:g} minutes, {card.date}, "
-        f"commit {card.commit or 'unknown'}"
+        f"commit {card.commit or 'unknown'}",
+        markup=False,
     )
-    console.print("metrics: " + ", ".join(f"{name} {value:g}" for name, value in card.metrics.items()))
+    console.print("metrics: " + ", ".join(f"{name} {value:g}" for name, value in card.metrics.items()), markup=False)
     console.print("training recordings:")
     for source in card.sources:
         console.print(
             f"  {source.style}: {source.recordings} recordings, {source.minutes:g} minutes, {source.licence}: "
             f"{source.attribution}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            **PLAIN,
         )
 
 
@@ -170,7 +173,9 @@ def live(
     input_: Annotated[str | None, typer.Option("--input", help="Audio input: index or part of the name.")] = None,
     output: Annotated[str | None, typer.Option(help="Audio output: index or part of the name.")] = None,
     channels: Annotated[int, typer.Option(min=1, max=64, help="Input channels to restyle.")] = 1,
-    block: Annotated[int, typer.Option(min=0, max=8192, help="Block in samples; 0: the driver's own.")] = 0,
+    block: Annotated[
+        int, typer.Option(min=0, max=8192, help="Block in samples; 0: one hop, with JACK the server's period.")
+    ] = 0,
     midi: Annotated[
         str | None, typer.Option(help="MIDI port (index, part of the name, 'virtual') or file; default: all ports.")
     ] = None,
@@ -219,8 +224,7 @@ def live(
             settings = settings.without_device()
             console.print(
                 f"{error}: performing the bundled clip at real-time pace, into {settings.record}/",
-                soft_wrap=True,
-                highlight=False,
+                **PLAIN,
             )
             _perform(Performance(settings), console, seconds)
     except (BundleError, StyleError, MidiError, AudioFileError, PerformanceError) as error:
@@ -244,7 +248,7 @@ def _perform(performance: Any, console: Console, seconds: float | None) -> None:
     try:
         with performance:
             if not console.is_terminal:
-                console.print(f"performing: {source_line(performance)}", soft_wrap=True, highlight=False)
+                console.print(f"performing: {source_line(performance)}", **PLAIN)
             started, said = time.monotonic(), 0.0
             screen = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
             if screen:
@@ -258,7 +262,7 @@ def _perform(performance: Any, console: Console, seconds: float | None) -> None:
                         screen.update(panel(performance, performance.status()), refresh=True)
                     elif now - said >= 2.0:
                         said = now
-                        console.print(status_line(performance.status()), soft_wrap=True, highlight=False)
+                        console.print(status_line(performance.status()), **PLAIN)
                     time.sleep(0.1)
             finally:
                 if screen:
@@ -275,14 +279,13 @@ def _farewell(performance: Any, console: Console) -> None:
 
     summary = performance.stop()
     status = summary.status
-    console.print(status_line(status), soft_wrap=True, highlight=False)
-    console.print(
-        f"latency {latency_line(performance.manifest, int(status.meters.block))}", soft_wrap=True, highlight=False
-    )
+    console.print(status_line(status), **PLAIN)
+    console.print(f"latency {latency_line(performance, int(status.meters.block))}", **PLAIN)
     if status.recorder_problem:
-        console.print(f"[yellow]recording:[/] {status.recorder_problem}", soft_wrap=True, highlight=False)
+        console.print("[yellow]recording:[/] ", end="")
+        console.print(status.recorder_problem, **PLAIN)
     for path in summary.files:
-        console.print(f"left: {path}", soft_wrap=True, highlight=False)
+        console.print(f"left: {path}", **PLAIN)
 
 
 @app.command()
@@ -329,7 +332,7 @@ def render(
         performer()
         with Progress(console=console, transient=True, disable=as_json) as progress:
             for path, out in pairs:
-                task = progress.add_task(path.name, total=1.0)
+                task = progress.add_task(escape(path.name), total=1.0)
                 try:
                     started = time.perf_counter()
                     result = render_file(
@@ -358,7 +361,8 @@ def render(
             seconds = item["frames"] / item["sample_rate"]
             print(f"{item['target']}: {seconds:.2f} s, {item['speed']:.1f} times real time")
         for problem in failed:
-            console.print(f"[yellow]skipped:[/] {problem}", soft_wrap=True, highlight=False)
+            console.print("[yellow]skipped:[/] ", end="")
+            console.print(problem, **PLAIN)
         if len(pairs) > 1:
             print(f"{len(done)} rendered, {len(failed)} skipped")
     if failed:

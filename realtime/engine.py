@@ -198,7 +198,7 @@ def engine_process(settings: EngineSettings, pipe: Connection) -> None:
             _play_device(engine, pipe)
         pipe.send(("ended", ""))
     except NoDeviceError as error:
-        pipe.send(("no_device", str(error)))
+        pipe.send(no_device_report(settings, error))
     except (BundleError, DeviceError, AudioFileError, ProviderError, RateError) as error:
         pipe.send(("error", str(error)))
     except (BrokenPipeError, EOFError):
@@ -209,6 +209,19 @@ def engine_process(settings: EngineSettings, pipe: Connection) -> None:
     finally:
         if engine is not None:
             engine.close()
+
+
+def no_device_report(settings: EngineSettings, error: NoDeviceError) -> tuple[str, str]:
+    """What the parent hears where there is no audio: 'no_device', or an 'error' if a device was asked for by name."""
+    asked = [
+        f"--{direction} {name}"
+        for direction, name in (("input", settings.input_device), ("output", settings.output_device))
+        if name is not None
+    ]
+    if not asked:
+        return "no_device", str(error)
+    remedy = "'restyle devices' lists what there is; without the option, the bundled clip is performed"
+    return "error", f"{' '.join(asked)}: {error}; {remedy}"
 
 
 def _stop_asked(pipe: Connection, seconds: float) -> bool:
@@ -230,6 +243,13 @@ def choose_devices(settings: EngineSettings) -> tuple[Device, Device]:
     return source, find_device(devices, wanted, "output")
 
 
+def device_latency_samples(host_api: str, latency_s: tuple[float, float], sample_rate: int) -> tuple[int, int] | None:
+    """What input and output of a device add, in samples, as PortAudio reports it; None with JACK, where it misleads."""
+    if "JACK" in host_api:
+        return None
+    return round(latency_s[0] * sample_rate), round(latency_s[1] * sample_rate)
+
+
 def _play_device(engine: Engine, pipe: Connection) -> None:
     settings = engine.settings
     sd = portaudio(CLIENT_NAME)
@@ -245,7 +265,13 @@ def _play_device(engine: Engine, pipe: Connection) -> None:
         stream.start()
     except sd.PortAudioError as error:
         raise DeviceError(f"{device_names(source, sink)}: cannot be started: {error.args[0]}") from None
-    pipe.send(("ready", {"input": asdict(source), "output": asdict(sink), "block": block}))
+    ready = {
+        "input": asdict(source),
+        "output": asdict(sink),
+        "block": block,
+        "device_samples": device_latency_samples(source.host_api, stream.latency, engine.sample_rate),
+    }
+    pipe.send(("ready", ready))
     while not _stop_asked(pipe, 0.1):
         if not stream.active:
             pipe.send(("error", f"{device_names(source, sink)}: went away during the performance"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from realtime.bundle import Manifest
 from realtime.live import Performance, Status
+from realtime.spectral import SpectralSpec
 
 BAR_WIDTH = 30
 
@@ -24,15 +25,29 @@ def _bar(share: float, colour: str) -> Text:
     return Text("█" * filled, style=colour) + Text("·" * (BAR_WIDTH - filled), style="dim")
 
 
-def latency_line(manifest: Manifest, block: int) -> str:
+def latency_terms(spec: SpectralSpec, ready: dict[str, Any], block: int) -> dict[str, int]:
+    """Samples of latency by name, in the order of the signal; their sum is the whole latency.
+
+    ``ready`` is what the audio process said at its start, ``block`` the length of its last callback: with JACK, the
+    round trip is one period of the server, and a fixed length of ours comes on top of it.
+    """
+    own = {"hop": spec.hop_samples, "overlap": spec.stream_delay_samples}
+    if "input" not in ready:
+        return own
+    if ready["device_samples"] is None:
+        return ({"block": ready["block"]} if ready["block"] else {"JACK period": block}) | own
+    device_in, device_out = ready["device_samples"]
+    return {"device in": device_in} | own | {"device out": device_out}
+
+
+def latency_line(performance: Performance, block: int) -> str:
     """The latency as a sum with named terms, in samples and ms."""
-    spec = manifest.spectral
-    total = spec.latency_samples + 2 * block
-    return (
-        f"{1e3 * spec.latency_samples / spec.sample_rate:.2f} ms = hop {spec.hop_samples} + overlap "
-        f"{spec.stream_delay_samples} samples; with device blocks in {block} + out {block}: "
-        f"{1e3 * total / spec.sample_rate:.2f} ms"
-    )
+    spec, ready = performance.manifest.spectral, performance.ready
+    terms = latency_terms(spec, ready, block)
+    total = sum(terms.values())
+    text = f"{total} samples ({1e3 * total / spec.sample_rate:.2f} ms) = "
+    text += " + ".join(f"{name} {samples}" for name, samples in terms.items())
+    return f"{text} + JACK period" if "block" in terms else text
 
 
 def source_line(performance: Performance) -> str:
@@ -48,7 +63,7 @@ def panel(performance: Performance, status: Status) -> RenderableType:
     meters, hop, budget = status.meters, status.hop_ms, status.hop_budget_ms
     table = Table.grid(padding=(0, 2))
     for label, weight in status.mix.items():
-        table.add_row("style", _bar(weight, "cyan"), f"{label} {weight:.0%}")
+        table.add_row("style", _bar(weight, "cyan"), Text(f"{label} {weight:.0%}"))
     values = status.values
     table.add_row("wet", _bar(values["dry_wet"], "cyan"), f"{values['dry_wet']:.0%}")
     for name, rms, gain in (
@@ -75,7 +90,7 @@ def panel(performance: Performance, status: Status) -> RenderableType:
     lines: list[RenderableType] = [
         Text(f"restyle  {performance.manifest.name}  {status.seconds:6.1f} s", style="bold"),
         table,
-        Text(f"latency  {latency_line(performance.manifest, int(meters.block))}"),
+        Text(f"latency  {latency_line(performance, int(meters.block))}"),
         Text(f"faults   {faults}", style="red" if meters.xruns or meters.misses or meters.errors else ""),
         Text(f"sound    {source_line(performance)}"),
         Text(f"MIDI     {', '.join(performance.midi_names) or 'none'}"),

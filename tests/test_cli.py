@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mido
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import soundfile
 
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
+from tests.test_bundle import with_manifest
 
 
 def restyle(*arguments: str, cwd: Path | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -43,6 +45,24 @@ def test_info_shows_the_card() -> None:
         assert word in text
     manifest = json.loads(restyle("info", "--json").stdout)
     assert manifest["latency_samples"] == 256
+
+
+def test_brackets_in_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "take [1].onnx"
+
+    def rename(manifest: dict[str, Any]) -> None:
+        manifest["name"] = "solo [bold]"
+        manifest["card"]["description"] = "made [red]here[/red]"
+        manifest["styles"][0].update(label="Violin [muted]")
+
+    path.write_bytes(with_manifest(rename))
+    text = restyle("info", str(path)).stdout
+    for name in ("solo [bold]", "made [red]here[/red]", "Violin [muted]"):
+        assert name in text
+    clip = tmp_path / "riff [a].wav"
+    soundfile.write(clip, np.zeros(4800), 48_000)
+    text = restyle("live", "--model", str(path), "--clip", str(clip), "--seconds", "3", cwd=tmp_path).stdout
+    assert f"performing: clip {clip}" in text and "Violin [muted] 100%" in text
 
 
 def test_info_of_something_else_is_a_clear_error(tmp_path: Path) -> None:
@@ -107,11 +127,18 @@ def test_live_says_what_is_wrong(tmp_path: Path, arguments: list[str], text: str
     assert text in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--input", "--output"])
+def test_a_device_asked_for_by_name_is_never_replaced_by_the_clip(tmp_path: Path, option: str) -> None:
+    result = restyle("live", option, "no such box", "--seconds", "1", cwd=tmp_path, code=1)
+    assert "no such box" in result.stderr and "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_live_on_a_clip_plays_records_and_leaves_a_picture(tmp_path: Path) -> None:
     result = restyle(
         "live", "--clip", str(DEMO_CLIP), "--style", "flute", "--record", "take", "--seconds", "3", cwd=tmp_path
     )
-    assert "Flute 100%" in result.stdout and "latency 5.33 ms = hop 128 + overlap 128 samples" in result.stdout
+    assert "Flute 100%" in result.stdout and "latency 256 samples (5.33 ms) = hop 128 + overlap 128\n" in result.stdout
     assert result.stderr == ""
     assert sorted(p.name for p in (tmp_path / "take").iterdir()) == ["input.wav", "output.wav", "performance.png"]
     heard, rate = soundfile.read(tmp_path / "take" / "input.wav")
