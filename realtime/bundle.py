@@ -28,6 +28,8 @@ MAX_FILE_BYTES = 512 * 2**20
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_STYLES = 4096
 MAX_STATE_NUMBERS = 2**24
+PARAMETER_LIMITS = {"dB": (-120.0, 60.0), "ratio": (0.0, 1.0)}
+"""The widest range that a manifest may give to a parameter, by unit."""
 MODELS_DIR = Path(__file__).parent / "models"
 DEFAULT_MODEL = MODELS_DIR / "first.onnx"
 DEMO_CLIP = Path(__file__).parent / "demo" / "guitar.flac"
@@ -266,13 +268,13 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
         )
         need(0 <= style.program <= 127, f"{here}.program", f"{style.program} is outside 0..127")
     for parameter in manifest.parameters:
+        here, (low, high) = f"parameters.{parameter.id}", PARAMETER_LIMITS.get(parameter.unit, (-1e6, 1e6))
         need(
-            math.isfinite(parameter.minimum)
-            and math.isfinite(parameter.maximum)
-            and parameter.minimum <= parameter.default <= parameter.maximum,
-            f"parameters.{parameter.id}",
-            "has a default outside its range",
+            low <= parameter.minimum <= parameter.maximum <= high,
+            here,
+            f"has a range {parameter.minimum:g}..{parameter.maximum:g} outside {low:g}..{high:g} {parameter.unit}",
         )
+        need(parameter.minimum <= parameter.default <= parameter.maximum, here, "has a default outside its range")
     for state in manifest.states:
         need(
             all(size > 0 for size in state.shape) and math.prod(state.shape) <= 2**24,

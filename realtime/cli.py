@@ -360,6 +360,11 @@ def render(
         for item in done:
             seconds = item["frames"] / item["sample_rate"]
             print(f"{item['target']}: {seconds:.2f} s, {item['speed']:.1f} times real time")
+            if item["bad_input_hops"]:
+                print(f"  {item['bad_input_hops']} hops of the input hold NaN or infinity, which became silence")
+            if item["bad_output_hops"]:
+                why = item["fault"] or "the model gave NaN or infinity"
+                print(f"  {item['bad_output_hops']} hops are the dry signal: {why}")
         for problem in failed:
             console.print("[yellow]skipped:[/] ", end="")
             console.print(problem, **PLAIN)

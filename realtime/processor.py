@@ -25,13 +25,17 @@ class RateError(ValueError):
 
 @dataclass
 class Meters:
-    """What the engine counts, written by the thread that calls ``process``; readers only look."""
+    """What the engine counts, written by the thread that calls ``process``; readers only look.
+
+    ``fault`` is the text of the last exception that the graph raised.
+    """
 
     hops: int = 0
     input_rms: float = 0.0
     output_rms: float = 0.0
     bad_input_hops: int = 0
     bad_output_hops: int = 0
+    fault: str = ""
 
 
 def limit(x: NDArray[np.float32], energy: float = math.inf) -> None:
@@ -84,8 +88,8 @@ class Processor:
 
     A hop must be full before it is computed (``hop`` samples), and the synthesis window overlaps the next
     (``synthesis window - hop``); their sum is the constant delay of wet and dry alike, whatever the block length.
-    Style and gains fade towards the newest ``controls`` hop by hop. A hop of NaN in the output fades to the dry signal
-    at the same delay, resets the model and fades back.
+    Style and gains fade towards the newest ``controls`` hop by hop. A hop for which the graph gives NaN, or raises,
+    becomes the dry signal at the same delay, resets the model and fades back.
     """
 
     parameters: tuple[Parameter, ...] = PARAMETERS
@@ -200,7 +204,7 @@ class Processor:
             x *= self._slope(old.input, new.input)
         energy = float(np.vdot(x, x))
         if not math.isfinite(energy):
-            meters.bad_input_hops += 1
+            meters.bad_input_hops += self.hops_per_step
             np.nan_to_num(x, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
             np.clip(x, -1.0, 1.0, out=x)
             energy = float(np.vdot(x, x))
@@ -210,9 +214,9 @@ class Processor:
         self._dry[:, delay:] = x
         dry = self._dry[:, : x.shape[1]]
         before = perf_counter_ns()
-        wet = stream.step()
+        wet = self._graph()
         after = perf_counter_ns()
-        if math.isfinite(np.vdot(wet, wet)):
+        if wet is not None and math.isfinite(np.vdot(wet, wet)):
             trusted = self._trust
             if trusted < 1.0:
                 self._trust = min(1.0, trusted + 1.0 / self._fade_steps)
@@ -228,6 +232,15 @@ class Processor:
         meters.hops += 1
         times[1] = (after - before) * 1e-6
         times[0] = (perf_counter_ns() - start) * 1e-6
+
+    def _graph(self) -> NDArray[np.float32] | None:
+        """The graph's step [channels, step samples], None if it raised."""
+        assert self.stream is not None
+        try:
+            return self.stream.step()
+        except Exception as error:
+            self.meters.fault = f"{type(error).__name__}: {error}"
+            return None
 
     def _take(self, controls: Controls) -> None:
         """Start to fade towards a new snapshot."""
@@ -262,11 +275,15 @@ class Processor:
     def _fall_back(self, dry: NDArray[np.float32], old: _Gains, new: _Gains) -> None:
         """The graph's hop is unusable: the dry signal at the same delay, joined without a step, and a fresh start."""
         assert self.stream is not None
-        self.meters.bad_output_hops += 1
+        self.meters.bad_output_hops += self.hops_per_step
         out = self._out
         last = out[:, -1:].copy()
         np.multiply(dry, self._slope(old.dry, new.dry), out=out)
         if self._trust > 0.0:
             out += (last - out[:, :1]) * (1.0 - self._ramp)
-        self.stream.reset()
         self._trust = 0.0
+        try:
+            self.stream.reset()
+        except Exception as error:
+            # A device that is gone: the next hop tries again.
+            self.meters.fault = f"{type(error).__name__}: {error}"

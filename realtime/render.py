@@ -23,13 +23,20 @@ STEADY_HOPS_PER_STEP = 16
 
 @dataclass(frozen=True)
 class Rendered:
-    """One file done: as many frames out as in, at the same rate."""
+    """One file done: as many frames out as in, at the same rate.
+
+    Hops of NaN or infinity in the input were silenced, those for which the model failed are dry; ``fault`` says why if
+    it raised.
+    """
 
     source: Path
     target: Path
     frames: int
     sample_rate: int
     channels: int
+    bad_input_hops: int
+    bad_output_hops: int
+    fault: str
 
 
 def _resampled(
@@ -124,7 +131,17 @@ def render_file(
         if done < info.frames:
             # Resampling there and back may end a frame or two short.
             writer.write(np.zeros((info.channels, info.frames - done), np.float32))
-    return Rendered(source, target, info.frames, info.sample_rate, info.channels)
+    meters = processor.meters
+    return Rendered(
+        source,
+        target,
+        info.frames,
+        info.sample_rate,
+        info.channels,
+        meters.bad_input_hops,
+        meters.bad_output_hops,
+        meters.fault,
+    )
 
 
 def plan_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
@@ -133,8 +150,11 @@ def plan_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
     Raises AudioFileError when there is nothing to render.
     """
     if source.is_dir():
+        inside = target.resolve()
+        if inside == source.resolve():
+            raise AudioFileError(f"{target}: is the input itself; choose another output")
         found = sorted(p for p in source.rglob("*") if p.is_file() and p.suffix.lower() in AUDIO_SUFFIXES)
-        found = [p for p in found if not p.name.startswith(".") and target not in p.parents]
+        found = [p for p in found if not p.name.startswith(".") and inside not in p.resolve().parents]
         if not found:
             raise AudioFileError(f"{source}: has no sound files ({', '.join(AUDIO_SUFFIXES)})")
         return [(path, target / path.relative_to(source)) for path in found]

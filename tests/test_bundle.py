@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,14 @@ def test_a_plain_onnx_file_is_refused_by_name(tmp_path: Path) -> None:
         (lambda m: m["states"][0].update(shape=[1, 126]), "the manifest says [1, 126]"),
         (lambda m: m["states"][0].update(shape=[2**20, 2**20]), "is empty or too large"),
         (lambda m: m["parameters"][0].update(default=7.0), "parameters.dry_wet: has a default outside its range"),
+        (lambda m: m["parameters"][0].update(default=math.nan), "parameters.dry_wet: has a default outside its range"),
+        (lambda m: m["parameters"][0].update(maximum=1.5), "parameters.dry_wet: has a range 0..1.5 outside 0..1 ratio"),
+        (lambda m: m["parameters"][0].update(minimum=2.0), "parameters.dry_wet: has a range 2..1"),
+        (
+            lambda m: m["parameters"][1].update(maximum=1e5),
+            "input_gain_db: has a range -24..100000 outside -120..60 dB",
+        ),
+        (lambda m: m["parameters"][2].update(minimum=-math.inf), "output_gain_db: has a range -inf..12 outside"),
         (lambda m: m["golden"].update(audio="!!"), "manifest.golden.audio: cannot be decoded"),
         (lambda m: m["card"].update(steps="many"), 'wrong value type for field "card.steps"'),
     ],

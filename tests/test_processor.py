@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from realtime.bench import measure_algorithmic_latency, measure_processor_latency
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, Bundle, Golden, read_bundle
 from realtime.controls import PARAMETERS, Controls, mix_controls
+from realtime.engine import HOP_FIELDS, METER_COUNT, Engine, EngineMeters, EngineSettings
 from realtime.processor import FADE_HOPS, LIMITER_KNEE, Processor, RateError, limit
+from realtime.ring import Mailbox, Ring
 from realtime.stream import ProviderError, Stream, make_session
 
 HOP = 128
@@ -207,8 +209,9 @@ def test_silence_after_playing_falls_silent_in_every_style(bundle: Bundle, guita
         assert np.abs(out[:, -20 * HOP :]).max() < 10 ** (-70 / 20), style.id
 
 
-def test_a_hop_of_nan_from_the_graph_falls_back_to_dry_without_a_click_and_comes_back(
-    bundle: Bundle, guitar: NDArray[np.float32]
+@pytest.mark.parametrize("how", ["nan", "raises"])
+def test_a_hop_that_the_graph_fails_falls_back_to_dry_without_a_click_and_comes_back(
+    bundle: Bundle, guitar: NDArray[np.float32], how: str
 ) -> None:
     audio = clip(guitar, 120)
     healthy = run(prepared(bundle), audio, 128)
@@ -219,15 +222,18 @@ def test_a_hop_of_nan_from_the_graph_falls_back_to_dry_without_a_click_and_comes
 
     def failing_step() -> NDArray[np.float32]:
         nonlocal calls
-        out = step()
-        if 30 <= calls < 34:
-            out[:] = np.nan
         calls += 1
+        if 30 < calls <= 34 and how == "raises":
+            raise RuntimeError("the device is gone")
+        out = step()
+        if 30 < calls <= 34:
+            out[:] = np.nan
         return out
 
     stream.step = failing_step
     out = run(processor, audio, 128)
     assert processor.meters.bad_output_hops == 4
+    assert processor.meters.fault == ("RuntimeError: the device is gone" if how == "raises" else "")
     assert np.isfinite(out).all()
     # Hop k goes out one hop later. Four hops of dry at the same delay, the first joined by a ramp ...
     at = slice(32 * HOP, 35 * HOP)
@@ -239,6 +245,38 @@ def test_a_hop_of_nan_from_the_graph_falls_back_to_dry_without_a_click_and_comes
     # Back by itself: the model has forgotten, but it plays.
     settled = slice((35 + FADE_HOPS + 40) * HOP, None)
     assert np.corrcoef(out[0, settled], healthy[0, settled])[0, 1] > 0.9
+
+
+def test_the_engine_plays_dry_while_the_graph_raises_and_counts_it(
+    bundle: Bundle, guitar: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio = clip(guitar, 60)
+    defaults = mix_controls({bundle.manifest.style("violin"): 1.0}, {p.id: p.default for p in PARAMETERS})
+    with (
+        Mailbox.create(4 + bundle.manifest.style_dim) as mailbox,
+        Mailbox.create(METER_COUNT) as meters,
+        Ring.create(100, len(HOP_FIELDS)) as hops,
+    ):
+        mailbox.write(defaults.pack())
+        names = (mailbox.name, meters.name, hops.name, None)
+        engine = Engine(EngineSettings(DEFAULT_MODEL, "cpu", 1, 0, None, None, None, False, *names))
+
+        def fail() -> NDArray[np.float32]:
+            raise RuntimeError("CUDA error 700")
+
+        outs = []
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.processor.stream, "step", fail)
+            patch.setattr(engine.processor.stream, "reset", fail)
+            outs += [engine.run_block(audio[:, at : at + 200]).copy() for at in range(0, 20 * HOP, 200)]
+        outs += [engine.run_block(audio[:, at : at + 200]).copy() for at in range(2600, 60 * HOP, 200)]
+        counted = EngineMeters.unpack(meters.read())
+        engine.close()
+    out = np.concatenate(outs, axis=1)
+    assert (counted.bad_output_hops, counted.errors) == (20, 0)
+    np.testing.assert_allclose(out[0, 256:2600], audio[0, : 2600 - 256], atol=1e-6)
+    difference = np.abs(out[0, 256:] - audio[0, : out.shape[1] - 256])
+    assert difference[40 * HOP :].max() > 0.01 > difference[: 18 * HOP].max()
 
 
 def test_switching_styles_never_clicks(bundle: Bundle, guitar: NDArray[np.float32]) -> None:

@@ -17,7 +17,7 @@ from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, DEMO_MIDI, Bundle, read_bu
 from realtime.controls import Performer
 from realtime.midi import read_midi_file
 from realtime.processor import Processor
-from realtime.render import plan_files, render_file
+from realtime.render import STEADY_HOPS_PER_STEP, plan_files, render_file
 
 RATE, HOP = 48_000, 128
 
@@ -110,9 +110,31 @@ def test_nan_and_infinity_in_a_file_do_no_harm(bundle: Bundle, tmp_path: Path) -
     audio = guitar(0.5)
     audio[0, 5000:5100] = np.nan
     audio[0, 9000] = np.inf
-    render_file(bundle, write(tmp_path / "in.wav", audio), tmp_path / "out.wav", performer(bundle))
+    result = render_file(bundle, write(tmp_path / "in.wav", audio), tmp_path / "out.wav", performer(bundle))
     out, _ = soundfile.read(tmp_path / "out.wav")
     assert np.isfinite(out).all() and np.sqrt(np.mean(out[12_000:] ** 2)) > 1e-3
+    assert result.bad_input_hops == 2 * STEADY_HOPS_PER_STEP and result.bad_output_hops == 0
+
+
+def test_a_model_that_fails_renders_dry_and_says_so(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio = guitar(0.5)
+    prepare = Processor.prepare
+
+    def prepare_to_fail(self: Processor, *arguments: int) -> None:
+        def fail() -> NDArray[np.float32]:
+            raise RuntimeError("no memory left")
+
+        prepare(self, *arguments)
+        assert self.stream is not None
+        self.stream.step = fail
+
+    monkeypatch.setattr(Processor, "prepare", prepare_to_fail)
+    result = render_file(bundle, write(tmp_path / "in.wav", audio), tmp_path / "out.wav", performer(bundle))
+    assert result.bad_output_hops >= 24_000 / HOP and result.fault == "RuntimeError: no memory left"
+    out, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    np.testing.assert_allclose(out, audio[0], atol=2**-22)
 
 
 def test_plans(tmp_path: Path) -> None:
@@ -131,6 +153,18 @@ def test_plans(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(AudioFileError, match="has no sound files"):
         plan_files(tmp_path / "empty", tmp_path / "out")
+
+
+def test_what_was_rendered_into_the_source_folder_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("takes/a.wav", "takes/out/a.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for source in (Path("takes"), tmp_path / "takes"):
+        for target in (Path("takes/out"), Path("takes/../takes/out"), tmp_path / "takes" / "out"):
+            assert plan_files(source, target) == [(source / "a.wav", target / "a.wav")]
+        with pytest.raises(AudioFileError, match="takes: is the input itself"):
+            plan_files(source, Path("takes"))
 
 
 def test_bad_files_are_named_and_leave_nothing(bundle: Bundle, tmp_path: Path) -> None:
