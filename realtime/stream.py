@@ -45,6 +45,7 @@ def make_session(graph: bytes, provider: str = "cpu", sizes: dict[str, int] | No
     if wanted not in ort.get_available_providers():
         raise ProviderError(f"provider '{provider}' is not in this onnxruntime; {remedy}")
     chain: list[str] = [wanted] if provider == "cuda" else [wanted, PROVIDERS["cuda"]]
+    ort.set_default_logger_severity(4)  # what it logs of a missing library, the error below says with the remedy
     try:
         session = ort.InferenceSession(graph, options, providers=chain)
     except Exception as error:

@@ -343,9 +343,12 @@ def test_a_block_above_the_prepared_maximum_is_refused(bundle: Bundle) -> None:
         processor.process(np.zeros((1, 65), np.float32))
 
 
-def test_asking_for_a_gpu_that_is_not_there_is_an_error_with_the_remedy(bundle: Bundle) -> None:
+def test_asking_for_a_gpu_that_is_not_there_is_an_error_with_the_remedy(
+    bundle: Bundle, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ProviderError, match=r"--provider cpu"):
         make_session(bundle.graph, "cuda")
+    assert capfd.readouterr() == ("", "")
     with pytest.raises(ProviderError, match="'gpu' is none of cpu, cuda, tensorrt"):
         make_session(bundle.graph, "gpu")
 
