@@ -13,16 +13,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pyloudnorm
-import soundfile
-import soxr
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from export.graph import build_graph, state_tensors
 from export.verify import MINIMUM_HOPS, Verification, run_torch, verify
+from realtime.audio import demo_playing
 from realtime.bundle import (
-    DEMO_CLIP,
     MANIFEST_KEY,
     SCHEMA_VERSION,
     Card,
@@ -33,6 +31,7 @@ from realtime.bundle import (
     Style,
 )
 from realtime.controls import PARAMETERS, TARGET_LOUDNESS_LUFS
+from realtime.files import NewFile
 from realtime.spectral import SpectralSpec
 from training.checkpoint import TrainedModel
 
@@ -109,23 +108,17 @@ def write_model(
     graph.producer_name = "restyle"
     graph.metadata_props.add(key=MANIFEST_KEY, value=manifest.to_json())
     path = path.absolute()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
+    with NewFile(path) as part:
+        with part.open("wb") as file:
             file.write(graph.SerializeToString())
             file.flush()
             os.fsync(file.fileno())
-        result = verify(model, temporary, playing, verify_hops)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return result
+        return verify(model, part, playing, verify_hops)
 
 
 def reference_playing(sample_rate: int) -> NDArray[np.float32]:
     """The bundled clip [samples] at the common loudness: the playing on which styles are measured."""
-    audio, rate = soundfile.read(DEMO_CLIP, dtype="float32", always_2d=True)
-    audio = soxr.resample(audio.mean(axis=1), rate, sample_rate, quality="VHQ")
+    audio = demo_playing(sample_rate)
     loudness = pyloudnorm.Meter(sample_rate).integrated_loudness(audio)
     return (audio * 10.0 ** ((TARGET_LOUDNESS_LUFS - loudness) / 20.0)).astype(np.float32)
 

@@ -17,8 +17,13 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from realtime.bundle import DEMO_CLIP
+from realtime.files import NewFile
+
 CLIENT_NAME = "restyle"
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf")
+LOSSLESS_SUFFIXES = (".wav", ".flac", ".aif", ".aiff", ".caf")
+_SUBTYPES = dict.fromkeys(LOSSLESS_SUFFIXES, "PCM_24") | {".ogg": "VORBIS", ".opus": "OPUS", ".mp3": "MPEG_LAYER_III"}
+AUDIO_SUFFIXES = tuple(_SUBTYPES)
 _INVALID_RATE, _INVALID_CHANNELS = -9997, -9998
 _kept_for_portaudio: list[Any] = []
 
@@ -238,10 +243,18 @@ def read_blocks(path: Path, block: int) -> Iterator[NDArray[np.float32]]:
         raise AudioFileError(f"{path}: cannot be read to its end ({error})") from None
 
 
+def demo_playing(sample_rate: int) -> NDArray[np.float32]:
+    """The bundled clip in mono [samples] at this rate."""
+    import soxr
+
+    audio = np.concatenate(list(read_blocks(DEMO_CLIP, 65_536)), axis=1).mean(axis=0)
+    return soxr.resample(audio, file_info(DEMO_CLIP).sample_rate, sample_rate, quality="VHQ").astype(np.float32)
+
+
 class AudioWriter:
     """A sound file that appears under its name only when it is whole; the suffix chooses the format.
 
-    As a context: left by an exception (a full disk included), it leaves no file behind.
+    As a context: left by an exception (a full disk included), it leaves no file behind. One thread at a time.
     """
 
     def __init__(self, path: Path, sample_rate: int, channels: int) -> None:
@@ -249,16 +262,14 @@ class AudioWriter:
         if suffix not in AUDIO_SUFFIXES:
             raise AudioFileError(f"{path}: '{suffix}' is none of {', '.join(AUDIO_SUFFIXES)}")
         self.path, self.frames = path, 0
-        self._temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{suffix}")
-        subtype = "PCM_24" if suffix in (".wav", ".flac", ".aif", ".aiff", ".caf") else None
+        self._new = NewFile(path)
+        self.part = self._new.part
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = soundfile.SoundFile(
-                str(self._temporary), "w", sample_rate, channels, subtype=subtype or _subtype(suffix)
-            )
+            self._file = soundfile.SoundFile(str(self.part), "w", sample_rate, channels, subtype=_SUBTYPES[suffix])
         except (soundfile.SoundFileError, OSError, ValueError) as error:
             with contextlib.suppress(OSError):
-                self._temporary.unlink()
+                self._new.discard()
             raise AudioFileError(f"{path}: cannot be written ({error})") from None
 
     def write(self, block: NDArray[np.float32]) -> None:
@@ -271,37 +282,45 @@ class AudioWriter:
         self.frames += block.shape[1]
 
     def commit(self) -> None:
-        """Finish the file and give it its name."""
+        """Finish the file and give it its name. Raises AudioFileError and then leaves no file."""
         try:
             self._file.close()
-            written = soundfile.info(str(self._temporary)).frames
+            written = soundfile.info(str(self.part)).frames
             # A full disk shows itself only in what arrived.
-            if self.path.suffix.lower() in (".wav", ".flac", ".aif", ".aiff", ".caf") and written != self.frames:
+            if self.path.suffix.lower() in LOSSLESS_SUFFIXES and written != self.frames:
                 raise AudioFileError(f"{self.path}: only {written} of {self.frames} frames fit; is the disk full?")
-            self._temporary.replace(self.path)
+            self._new.commit()
         except (soundfile.SoundFileError, OSError) as error:
-            self._temporary.unlink(missing_ok=True)
             raise AudioFileError(f"{self.path}: cannot be written ({error})") from None
-        except AudioFileError:
-            self._temporary.unlink(missing_ok=True)
-            raise
+        finally:
+            self._new.discard()
 
-    def salvage(self) -> None:
-        """After a full disk: give the name to what fits, as a whole file. Raises AudioFileError if there is none."""
+    def finish(self) -> int:
+        """Close the file; the frames that are really in it. Raises AudioFileError if it is no sound file."""
         with contextlib.suppress(soundfile.SoundFileError, OSError):
             self._file.close()
         try:
-            self.frames = soundfile.info(str(self._temporary)).frames
-            self._temporary.replace(self.path)
+            return soundfile.info(str(self.part)).frames
         except (soundfile.SoundFileError, OSError) as error:
-            self._temporary.unlink(missing_ok=True)
             raise AudioFileError(f"{self.path}: nothing could be saved ({error})") from None
+
+    def salvage(self, frames: int) -> None:
+        """Give the name to what fits, at most its first ``frames``, as a whole file. Raises AudioFileError."""
+        try:
+            if self.finish() > frames:
+                with soundfile.SoundFile(str(self.part), "r+") as file:
+                    file.truncate(frames)
+            self._new.commit()
+        except (soundfile.SoundFileError, OSError) as error:
+            raise AudioFileError(f"{self.path}: nothing could be saved ({error})") from None
+        finally:
+            self._new.discard()
 
     def discard(self) -> None:
         """Leave no file behind."""
         with contextlib.suppress(Exception):
             self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        self._new.discard()
 
     def __enter__(self) -> Self:
         return self
@@ -313,7 +332,3 @@ class AudioWriter:
             self.commit()
         else:
             self.discard()
-
-
-def _subtype(suffix: str) -> str | None:
-    return {".opus": "OPUS", ".ogg": "VORBIS", ".mp3": "MPEG_LAYER_III"}.get(suffix)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from realtime.audio import AudioFileError
 from realtime.bundle import DEMO_CLIP, DEMO_MIDI, read_bundle
@@ -25,7 +24,7 @@ from realtime.controls import Performer, select_mix
 from realtime.engine import HOP_FIELDS, METER_COUNT, EngineMeters, EngineSettings, engine_process
 from realtime.midi import MidiInputs, MidiMap, apply, decode, read_midi_file
 from realtime.ring import Mailbox, Ring
-from realtime.show import History, Recorder, draw_performance
+from realtime.show import History, Recorder, draw_performance, percentiles_ms
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +99,6 @@ class Summary:
 
     status: Status
     files: tuple[Path, ...]
-
-
-def percentiles_ms(times: NDArray[np.float32]) -> dict[str, float]:
-    """p50, p99, p999 and max of times in ms [n]; zeros when there are none."""
-    if not len(times):
-        return {"p50": 0.0, "p99": 0.0, "p999": 0.0, "max": 0.0}
-    p50, p99, p999 = np.percentile(times, [50, 99, 99.9]).tolist()
-    return {"p50": p50, "p99": p99, "p999": p999, "max": float(times.max())}
 
 
 @contextlib.contextmanager
@@ -274,10 +265,7 @@ class Performance:
 
     def poll(self) -> bool:
         """Collect what the audio process has to say; True when it has ended. Raises PerformanceError when it failed."""
-        times = self._hops.pop()
-        if len(times):
-            self.history.hop_ms.append(times)
-            self._recent.extend(times[:, 0].tolist())
+        self._drain_hops()
         with self._lock:
             self._note_mix()
         alive = self._process.is_alive()  # before the pipe: its last words come first
@@ -289,6 +277,12 @@ class Performance:
         if time.monotonic() - alive_at > STALE_S:
             raise PerformanceError(f"no audio for {STALE_S:g} s: the device or its server has stopped")
         return False
+
+    def _drain_hops(self) -> None:
+        times = self._hops.pop()
+        if len(times):
+            self.history.hop_ms.append(times)
+            self._recent.extend(times[:, 0].tolist())
 
     def status(self) -> Status:
         """The latest numbers; call after ``poll``."""
@@ -313,10 +307,7 @@ class Performance:
     def stop(self) -> Summary:
         """End the performance and finish the recording; safe to call once, also after a failure."""
         self._stop_audio()
-        times = self._hops.pop()
-        if len(times):
-            self.history.hop_ms.append(times)
-            self._recent.extend(times[:, 0].tolist())
+        self._drain_hops()
         status = self.status()
         if self.history.hop_ms:
             status = replace(status, hop_ms=percentiles_ms(np.concatenate(self.history.hop_ms)[:, 0]))

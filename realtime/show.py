@@ -6,16 +6,28 @@ import logging
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from realtime.audio import AudioFileError, AudioWriter, read_blocks
+from realtime.files import NewFile
 from realtime.ring import Ring
 
 logger = logging.getLogger(__name__)
 
 PICTURE_SECONDS = 120.0
+FINISH_TIMEOUT_S = 10.0
+
+
+def percentiles_ms(times: NDArray[Any]) -> dict[str, float]:
+    """p50, p99, p999 and max of times in ms [n], to a tenth of a microsecond; zeros when there are none."""
+    if not len(times):
+        return {"p50": 0.0, "p99": 0.0, "p999": 0.0, "max": 0.0}
+    p50, p99, p999 = np.percentile(times, [50, 99, 99.9]).tolist()
+    values = {"p50": p50, "p99": p99, "p999": p999, "max": float(times.max())}
+    return {name: round(value, 4) for name, value in values.items()}
 
 
 @dataclass
@@ -64,9 +76,10 @@ class Recorder:
         try:
             self._input.write(frames[:, : self.channels].T)
             self._output.write(frames[:, self.channels :].T)
-        except AudioFileError as error:
-            self.problem = str(error)
-            logger.warning("recording stopped: %s", error)
+        except Exception as error:
+            # Whatever it is, it ends the recording and must be seen: nobody waits for this thread.
+            self.problem = str(error) or type(error).__name__
+            logger.warning("recording stopped: %s", self.problem)
 
     @property
     def dropped_frames(self) -> int:
@@ -74,16 +87,26 @@ class Recorder:
         return self._ring.dropped
 
     def finish(self) -> list[Path]:
-        """Write out what is left and give the files their names; the files that are there now."""
+        """Write out what is left and give the files, which have one length, their names; those that are there now."""
         self._over.set()
-        self._thread.join(timeout=10.0)
+        self._thread.join(FINISH_TIMEOUT_S)
+        writers = (self._input, self._output)
+        if self._thread.is_alive():
+            parts = " and ".join(str(writer.part) for writer in writers)
+            self.problem = f"the disk has not answered for {FINISH_TIMEOUT_S:g} s; what it took is in {parts}"
+            return []
         paths = []
-        for writer in (self._input, self._output):
-            try:
-                writer.salvage() if self.problem else writer.commit()
+        try:
+            kept = min(writer.finish() for writer in writers)
+            if kept < self._output.frames and not self.problem:
+                self.problem = f"{self.folder}: only {kept} of {self._output.frames} frames fit; is the disk full?"
+            for writer in writers:
+                writer.salvage(kept)
                 paths.append(writer.path)
-            except AudioFileError as error:
-                self.problem = self.problem or str(error)
+        except AudioFileError as error:
+            self.problem = self.problem or str(error)
+        for writer in writers:
+            writer.discard()
         return paths
 
 
@@ -120,19 +143,16 @@ def draw_performance(
     axes[3].axhline(budget_ms, color="#b03030", linewidth=1)
     axes[3].text(0.0, budget_ms, f" one hop: {budget_ms:.2f} ms", va="bottom", color="#b03030", fontsize=8)
     if len(times):
-        p50, p99, p999 = np.percentile(times[:, 0], [50, 99, 99.9])
+        hop = percentiles_ms(times[:, 0])
         axes[3].set_xlabel(
-            f"s;  time per hop p50 {p50:.2f}, p99 {p99:.2f}, p99.9 {p999:.2f}, max {times[:, 0].max():.2f} ms"
+            f"s;  time per hop p50 {hop['p50']:.2f}, p99 {hop['p99']:.2f}, p99.9 {hop['p999']:.2f}, "
+            f"max {hop['max']:.2f} ms"
         )
     axes[3].set_ylim(0, max(1.3 * budget_ms, 1.0))
     axes[3].set_ylabel("ms per hop")
     axes[3].set_xlim(0, max(seconds, 0.1))
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(temporary, dpi=110, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with NewFile(path) as part:
+        figure.savefig(part, dpi=110, format="png")
 
 
 def _draw_lane(axis, history: History, sample_rate: int, latency_samples: int, seconds: float) -> None:  # pyright: ignore[reportMissingParameterType]

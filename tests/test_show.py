@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from numpy.typing import NDArray
 
-from realtime.audio import AudioFileError
+import realtime.show
+from realtime.audio import AudioFileError, AudioWriter
 from realtime.ring import Ring
-from realtime.show import History, Recorder, draw_performance, spectrogram_db
+from realtime.show import History, Recorder, draw_performance, percentiles_ms, spectrogram_db
 
 RATE = 48_000
 
@@ -51,6 +55,60 @@ def test_a_full_disk_ends_the_recording_with_whole_files(tmp_path: Path) -> None
     saved, _ = soundfile.read(tmp_path / "take" / "input.wav")
     assert 40_000 < len(saved) < 70_000
     np.testing.assert_allclose(saved, np.arange(len(saved)) / 400_000, atol=2**-22)
+    np.testing.assert_array_equal(soundfile.read(tmp_path / "take" / "output.wav")[0], saved)
+
+
+@pytest.mark.parametrize("error", [AudioFileError("output.wav: is the disk full?"), ValueError("no such format")])
+def test_whatever_ends_a_recording_is_told_and_leaves_two_files_of_one_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    sent = np.linspace(0, 0.9, 6000, dtype=np.float32)[:, None].repeat(2, axis=1)
+    writes = 0
+    write = AudioWriter.write
+
+    def failing_write(self: AudioWriter, block: NDArray[np.float32]) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 6:  # the third chunk of the output
+            raise error
+        write(self, block)
+
+    monkeypatch.setattr(AudioWriter, "write", failing_write)
+    with Ring.create(RATE, 2) as ring:
+        recorder = Recorder(ring, tmp_path, RATE, channels=1)
+        for start in range(0, 6000, 1000):
+            ring.push(sent[start : start + 1000])
+            while len(ring):
+                time.sleep(0.005)
+        files = recorder.finish()
+    assert recorder.problem == str(error)
+    assert files == [tmp_path / "input.wav", tmp_path / "output.wav"]
+    heard, played = (soundfile.read(path)[0] for path in files)
+    assert 0 < len(heard) < 6000 and writes == 6
+    np.testing.assert_array_equal(heard, played)
+    np.testing.assert_allclose(heard, sent[: len(heard), 0], atol=2**-23)
+
+
+def test_a_disk_that_does_not_answer_keeps_its_files_and_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def hanging_write(*_: object) -> None:
+        answers.wait(60)
+
+    monkeypatch.setattr(AudioWriter, "write", hanging_write)
+    monkeypatch.setattr(realtime.show, "FINISH_TIMEOUT_S", 0.3)
+    with Ring.create(RATE, 2) as ring:
+        recorder = Recorder(ring, tmp_path, RATE, channels=1)
+        ring.push(np.ones((10, 2), np.float32))
+        try:
+            assert recorder.finish() == []
+            assert recorder.problem.startswith("the disk has not answered for 0.3 s; what it took is in ")
+            assert all(str(path) in recorder.problem for path in tmp_path.iterdir())
+            assert len(list(tmp_path.iterdir())) == 2
+        finally:
+            answers.set()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -59,9 +117,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         Recorder(ring, tmp_path / "take", RATE, 1)
 
 
+def test_percentiles_show_the_outlier_and_zeros_for_nothing() -> None:
+    times = np.append(np.arange(1000) / 1000, 7.0)
+    assert percentiles_ms(times) == {"p50": 0.5, "p99": 0.99, "p999": 0.999, "max": 7.0}
+    assert percentiles_ms(np.zeros(0)) == {"p50": 0.0, "p99": 0.0, "p999": 0.0, "max": 0.0}
+
+
 def test_a_full_scale_sine_is_at_zero_decibels() -> None:
-    time = np.arange(RATE) / RATE
-    decibels = spectrogram_db(np.sin(2 * np.pi * 3000 * time).astype(np.float32))
+    seconds = np.arange(RATE) / RATE
+    decibels = spectrogram_db(np.sin(2 * np.pi * 3000 * seconds).astype(np.float32))
     middle = decibels[:, decibels.shape[1] // 2]
     assert middle.max() == pytest.approx(0.0, abs=0.1)
     assert middle.argmax() == round(3000 * 2048 / RATE)
