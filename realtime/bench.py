@@ -18,13 +18,20 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
+from realtime.audio import demo_playing
 from realtime.bundle import DEMO_CLIP, Bundle, read_bundle
 from realtime.controls import PARAMETERS, Performer, mix_controls
 from realtime.processor import Processor
+from realtime.show import percentiles_ms
 from realtime.stream import Stream
 
 TURN_HOPS = 50
 """Hops timed in one go before the other candidate has its turn."""
+FRESH_TIMEOUT_S = 60.0
+
+
+class MeasureError(RuntimeError):
+    """A figure that cannot be measured here; the text says which, why, and how to leave it out."""
 
 
 def measure_algorithmic_latency(bundle: Bundle, provider: str = "cpu") -> int:
@@ -63,13 +70,6 @@ def measure_processor_latency(bundle: Bundle, provider: str = "cpu", block: int 
         [processor.process(audio[:, i : i + block]).copy() for i in range(0, audio.shape[1], block)], 1
     )
     return int(np.abs(out[0]).argmax()) - 100
-
-
-def percentiles(milliseconds: NDArray[np.float64]) -> dict[str, float]:
-    """p50, p99, p99.9 and max, rounded to a tenth of a microsecond."""
-    p50, p99, p999 = np.percentile(milliseconds, [50, 99, 99.9])
-    values = {"p50": p50, "p99": p99, "p999": p999, "max": milliseconds.max()}
-    return {name: round(float(value), 4) for name, value in values.items()}
 
 
 def _varint(value: int) -> bytes:
@@ -162,22 +162,28 @@ def measure_compute(bundle: Bundle, provider: str, hops: int) -> dict[str, NDArr
 
 def _playing(bundle: Bundle, hop: int) -> NDArray[np.float32]:
     """The bundled clip as blocks [1, hops, hop]."""
-    import soundfile
-    import soxr
+    audio = demo_playing(bundle.manifest.spectral.sample_rate)
+    return audio[: len(audio) // hop * hop].reshape(1, -1, hop)
 
-    audio, rate = soundfile.read(DEMO_CLIP, dtype="float32", always_2d=True)
-    audio = soxr.resample(audio.mean(axis=1), rate, bundle.manifest.spectral.sample_rate)
-    return np.ascontiguousarray(audio[: len(audio) // hop * hop].reshape(1, -1, hop), dtype=np.float32)
+
+def _fresh_python(what: str, *arguments: str) -> float:
+    """The last number that a fresh interpreter prints. Raises MeasureError when it fails or takes too long."""
+    try:
+        result = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, check=True, timeout=FRESH_TIMEOUT_S
+        )
+        return float(result.stdout.split()[-1])
+    except subprocess.TimeoutExpired:
+        raise MeasureError(f"{what}: not done within {FRESH_TIMEOUT_S:g} s; --no-startup leaves it out") from None
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
+        raise MeasureError(f"{what}: {last}; --no-startup leaves it out") from None
 
 
 def measure_import_s(runs: int = 5) -> float:
     """Median seconds of ``import realtime`` in a fresh interpreter, beyond the interpreter's own start."""
     code = "import time; t = time.perf_counter(); import realtime; print(time.perf_counter() - t)"
-    seconds = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for _ in range(runs)
-    ]
-    return float(np.median(seconds))
+    return float(np.median([_fresh_python("import realtime", "-c", code) for _ in range(runs)]))
 
 
 def measure_live_start_s(model: Path, provider: str, runs: int = 3) -> float:
@@ -190,19 +196,16 @@ def measure_live_start_s(model: Path, provider: str, runs: int = 3) -> float:
         "if __name__ == '__main__':\n"
         " s = LiveSettings(Path(sys.argv[1]), provider=sys.argv[2], clip=DEMO_CLIP, midi=str(DEMO_MIDI))\n"
         " with Performance(s) as p:\n"
-        "  while p.status().meters.frames == 0: time.sleep(0.002)\n"
+        "  while p.status().meters.frames == 0:\n"
+        "   if p.poll(): sys.exit('the performance ended without a sound')\n"
+        "   time.sleep(0.002)\n"
         "  print(time.time() - t)\n"
     )
-    seconds = []
-    for _ in range(runs):
-        with tempfile.TemporaryDirectory() as folder:
-            script = Path(folder) / "start.py"
-            script.write_text(code)
-            result = subprocess.run(
-                [sys.executable, str(script), str(model), provider], capture_output=True, text=True, check=True
-            )
-            seconds.append(float(result.stdout.split()[-1]))
-    return float(np.median(seconds))
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "start.py"
+        script.write_text(code)
+        arguments = (str(script), str(model), provider)
+        return float(np.median([_fresh_python("restyle live", *arguments) for _ in range(runs)]))
 
 
 def measure_render_speed(bundle: Bundle, provider: str) -> float:
@@ -232,7 +235,10 @@ def _machine() -> str:
 def measure(
     model: Path, provider: str, hops: int, startup: bool
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
-    """All figures as plain values, and the times in ms that they come from. Raises BundleError, ProviderError."""
+    """All figures as plain values, and the times in ms that they come from.
+
+    Raises BundleError, ProviderError, MeasureError.
+    """
     begin = time.perf_counter()
     bundle = read_bundle(model)
     Processor(bundle, provider).prepare(bundle.manifest.spectral.sample_rate, 128, 1)
@@ -259,9 +265,9 @@ def measure(
             "measured": measure_processor_latency(bundle, provider),
         },
         "hops": hops,
-        "compute_ms": percentiles(times["processor"]),
-        "graph_ms": percentiles(times["graph"]),
-        "matmul_ms": percentiles(times["matmul"]),
+        "compute_ms": percentiles_ms(times["processor"]),
+        "graph_ms": percentiles_ms(times["graph"]),
+        "matmul_ms": percentiles_ms(times["matmul"]),
         "hop_share_p50": round(float(processor / budget), 4),
         "real_time_factor": round(float(times["processor"].mean() / budget), 4),
         "late_hops": int((times["processor"] > budget).sum()),

@@ -387,22 +387,31 @@ def bench(
 
     Example: restyle bench --json bench.json --plot bench.png
     """
-    from realtime.bench import draw, measure, table
+    from realtime.bench import MeasureError, draw, measure, table
     from realtime.bundle import BundleError
+    from realtime.files import NewFile, check_writable
     from realtime.stream import ProviderError
 
     console = Console()
+    for path in (json_path, plot):
+        if path is not None:
+            try:
+                check_writable(path)
+            except OSError as error:
+                raise _fail("cannot write", f"{path}: {error.strerror}; choose another file") from None
     try:
         with Console(stderr=True).status("measuring"):
             figures, times = measure(_model(model), provider, hops, startup)
-    except (BundleError, ProviderError) as error:
+    except (BundleError, ProviderError, MeasureError) as error:
         raise _fail("cannot measure", error) from None
     console.print(table(figures))
     try:
         if json_path:
-            json_path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            with NewFile(json_path) as part:
+                part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         if plot:
-            draw(plot, figures, times)
+            with NewFile(plot) as part:
+                draw(part, figures, times)
     except OSError as error:
         raise _fail("cannot write", error) from None
 

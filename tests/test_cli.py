@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 
+import realtime.bench
+from realtime.bench import MeasureError, measure_live_start_s
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
 from tests.test_bundle import with_manifest
 
@@ -198,6 +200,24 @@ def test_bench_writes_every_figure(tmp_path: Path) -> None:
     assert figures["model"] == "first" and figures["provider"] == "cpu" and figures["sample_rate"] == 48_000
     assert "256 samples (5.33 ms) measured" in result.stdout
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_bench_says_before_it_measures_that_its_target_cannot_be_written(tmp_path: Path, option: str) -> None:
+    for target, why in ((tmp_path / "none" / "b", "No such file or directory"), (tmp_path, "Is a directory")):
+        began = time.monotonic()
+        result = restyle("bench", "--hops", "1000000", option, str(target), code=1)
+        assert time.monotonic() - began < 30
+        assert f"cannot write: {target}: {why}; choose another file" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_start_that_fails_or_hangs_ends_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MeasureError, match=r"restyle live: .*BundleError: .*none\.onnx: file: there is no such file"):
+        measure_live_start_s(tmp_path / "none.onnx", "cpu", runs=1)
+    monkeypatch.setattr(realtime.bench, "FRESH_TIMEOUT_S", 0.05)
+    with pytest.raises(MeasureError, match=r"not done within 0\.05 s; --no-startup leaves it out"):
+        measure_live_start_s(DEFAULT_MODEL, "cpu", runs=1)
 
 
 def test_importing_the_engine_loads_nothing_heavy() -> None:
