@@ -16,6 +16,16 @@ from typing import IO
 
 import pytest
 
+SAX_STYLE = """[[style]]
+id = "sax"
+label = "Saxophone"
+folder = "sax"
+midi_program = 65
+licence = "CC0-1.0"
+attribution = "Weresax, Karoryfer Samples"
+"""
+"""One style of a recipe."""
+
 _numbers = itertools.count()
 
 

@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -317,26 +318,23 @@ ENTRIES: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "index"), INDEXES)
-def test_an_index_that_makes_no_sense_is_written_anew(tmp_path: Path, name: str, index: object) -> None:
-    del name
-    many_notes(tmp_path / "sax", 3)
-    before = load(tmp_path, "sax")
-    path = tmp_path / "cache" / f"index-{RATE}.json"
-    good = path.read_text()
-    path.write_text(json.dumps(index))
-    assert load(tmp_path, "sax") == before
-    assert json.loads(path.read_text()).keys() == json.loads(good).keys()
+def wrong_entries(entry: object) -> Callable[[dict[str, Any]], object]:
+    return lambda good: {**good, "files": dict.fromkeys(good["files"], entry)}
 
 
-@pytest.mark.parametrize(("name", "entry"), ENTRIES)
-def test_an_index_entry_that_makes_no_sense_is_decoded_again(tmp_path: Path, name: str, entry: object) -> None:
-    del name
+@pytest.mark.parametrize(
+    "damage",
+    [lambda _, index=index: index for _, index in INDEXES] + [wrong_entries(entry) for _, entry in ENTRIES],
+    ids=[f"index: {name}" for name, _ in INDEXES] + [f"entries: {name}" for name, _ in ENTRIES],
+)
+def test_an_index_that_makes_no_sense_is_decoded_and_written_again(
+    tmp_path: Path, damage: Callable[[dict[str, Any]], object]
+) -> None:
     many_notes(tmp_path / "sax", 3)
     before = load(tmp_path, "sax")
     path = tmp_path / "cache" / f"index-{RATE}.json"
     good = json.loads(path.read_text())
-    path.write_text(json.dumps({**good, "files": dict.fromkeys(good["files"], entry)}))
+    path.write_text(json.dumps(damage(good)))
     assert load(tmp_path, "sax") == before
     assert json.loads(path.read_text()) == good
 

@@ -10,17 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from tests.conftest import SAX_STYLE  # noqa: E402
 from training.recipe import RecipeError, load_recipe, recipe_from_dict  # noqa: E402
 
-STYLE = """
-[[style]]
-id = "sax"
-label = "Saxophone"
-folder = "sax"
-midi_program = 65
-licence = "CC0-1.0"
-attribution = "someone"
-"""
+STYLE = f"\n{SAX_STYLE}"
 
 
 def write(folder: Path, text: str, style: str = STYLE) -> Path:

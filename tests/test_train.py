@@ -26,6 +26,7 @@ from torch import Tensor  # noqa: E402
 from typer.testing import CliRunner, Result  # noqa: E402
 
 from realtime.cli import app  # noqa: E402
+from tests.conftest import SAX_STYLE  # noqa: E402
 from training.checkpoint import CheckpointError, load_for_export, read_checkpoint  # noqa: E402
 from training.library import ExcerptSampler, Library, load_library  # noqa: E402
 from training.objectives.restore import RestoreObjective, TrainingError, learning_rate_factor  # noqa: E402
@@ -34,7 +35,7 @@ from training.train import RunOptions, RunResult, TrainingBatches, run_training,
 
 CLIPS = Path(__file__).parent / "data"
 
-RECIPE = """
+RECIPE = f"""
 name = "tiny"
 [model]
 style_dim = 4
@@ -56,14 +57,7 @@ validation_segments = 1
 checkpoint_every_steps = 2
 log_every_steps = 1
 media_count = 1
-[[style]]
-id = "sax"
-label = "Saxophone"
-folder = "sax"
-midi_program = 65
-licence = "CC0-1.0"
-attribution = "Weresax, Karoryfer Samples"
-[[style]]
+{SAX_STYLE}[[style]]
 id = "vibraphone"
 label = "Vibraphone"
 folder = "vibraphone"
