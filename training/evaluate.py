@@ -55,6 +55,7 @@ FADE_SECONDS = 0.01
 SHORTEST_INPUT_SECONDS = 1.0
 REAL_PHRASES = 96
 WEAK_ACCURACY = 0.6
+TONES_HZ, TONE_SECONDS = (220.0, 440.0), 4.0
 MODEL, UNCHANGED, STATIC = "model", "unchanged", "static match"
 
 Progress = Callable[[str, int, int], None]
@@ -238,6 +239,15 @@ class Engine:
         self.processor = Processor(bundle, provider, hops_per_step=STEADY_HOPS_PER_STEP)
         self.processor.prepare(self.rate, BLOCK, channels=1)
 
+    def tone_buzz_db(self, style: str) -> float:
+        """What the hop rate adds to steady tones in this style, the worst of two, in dB relative to the output."""
+        hop, found = self.bundle.manifest.spectral.hop_samples, []
+        time_s = np.arange(round(TONE_SECONDS * self.rate)) / self.rate
+        for tone_hz in TONES_HZ:
+            out, _ = self.render((0.2 * np.sin(2.0 * np.pi * tone_hz * time_s)).astype(np.float32), style)
+            found.append(measures.tone_buzz_db(out[self.rate // 2 :], tone_hz, self.rate, hop))
+        return max(found)
+
     def render(self, audio: Audio, style: str) -> tuple[Audio, Audio]:
         """[samples] in a style, aligned to the input, and what sounds in the silence after it."""
         performer = Performer(self.bundle.manifest)
@@ -319,9 +329,12 @@ def evaluate(
     if not items:
         raise EvaluationError(f"{inputs}: no input can be used: {'; '.join(notes)}")
 
-    systems, example = _measure_all(items, styles, bundle, other, recordings, recogniser, options, tell)
+    systems, tones, example = _measure_all(items, styles, bundle, other, recordings, recogniser, options, tell)
     real = {style: measures.gaussian_of(_real_embeddings(recordings[style], recogniser, options)) for style in styles}
-    summaries = {name: _summarise(items, rows, real, systems[UNCHANGED], recogniser) for name, rows in systems.items()}
+    summaries = {
+        name: _summarise(items, rows, tones.get(name, {}), real, systems[UNCHANGED], recogniser)
+        for name, rows in systems.items()
+    }
     accuracy = recogniser.accuracy
     figures = {
         "model": bundle.manifest.name,
@@ -404,8 +417,8 @@ def _measure_all(
     recogniser: Recogniser,
     options: EvaluationOptions,
     tell: Progress,
-) -> tuple[dict[str, dict[str, list[Measured]]], Example]:
-    """system -> style -> one Measured per input, and the sounds of one input for the picture."""
+) -> tuple[dict[str, dict[str, list[Measured]]], dict[str, dict[str, float]], Example]:
+    """system -> style -> one Measured per input; system -> style -> buzz of tones; and one input's sounds to show."""
     rate, hop = bundle.manifest.spectral.sample_rate, bundle.manifest.spectral.hop_samples
     engines = {MODEL: Engine(bundle, options.provider)}
     if other is not None:
@@ -440,7 +453,8 @@ def _measure_all(
             systems[UNCHANGED][style].append(unchanged)
             done += 1
     tell("rendering and measuring", done, in_all)
-    return systems, Example(shown.name, rate, tuple(sounds))
+    tones = {name: {style: engine.tone_buzz_db(style) for style in played[name]} for name, engine in engines.items()}
+    return systems, tones, Example(shown.name, rate, tuple(sounds))
 
 
 def _real_embeddings(
@@ -457,6 +471,7 @@ def _real_embeddings(
 def _summarise(
     items: Sequence[Input],
     rows: Mapping[str, Sequence[Measured]],
+    tones: Mapping[str, float],
     real: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
     unchanged: Mapping[str, Sequence[Measured]],
     recogniser: Recogniser,
@@ -478,6 +493,7 @@ def _summarise(
             **_averages(group, [_accuracy(row, numbers[style]) for row in group]),
             "frechet_distance": _rounded(distance),
             "frechet_ratio": _rounded(distance / before) if before > 0.0 else None,
+            "hop_buzz_tone_db": _rounded(tones[style]) if style in tones else None,
             "level_difference_lu": level,
         }
         heard = [_taken_for(row, len(recogniser.styles)) for row in group]
@@ -485,7 +501,7 @@ def _summarise(
     spreads = [_spread([group[i].loudness_lufs for group in rows.values()]) for i in range(len(items))]
     worst = {"hop_buzz_worst_db", "silence_peak_dbfs"}
     mean = {
-        name: max((style[name] for style in styles.values() if style[name] is not None), default=None)
+        name: max((value for style in styles.values() if (value := style[name]) is not None), default=None)
         if name in worst
         else _mean(style[name] for style in styles.values())
         for name in next(iter(styles.values()))
@@ -559,6 +575,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("chroma_correlation", "chroma", ".2f"),
     ("loudness_correlation", "loudness", ".2f"),
     ("hop_buzz_db", "buzz dB", ".0f"),
+    ("hop_buzz_tone_db", "of tones", ".0f"),
     ("clicks_per_minute", "clicks/min", ".1f"),
     ("silence_peak_dbfs", "silence dBFS", ".0f"),
 )
@@ -606,8 +623,10 @@ def draw(path: Path, evaluation: Evaluation) -> None:
     figures, example = evaluation.figures, evaluation.example
     styles, systems = list(figures["styles"]), {figures["file"]: figures, **figures["baselines"]}
     figure = Figure(figsize=(16, 14), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.0, 1.2])
-    bars, matrix = top.subplots(1, 2)
+    columns = 3
+    rows = math.ceil(len(example.sounds) / columns)
+    grid = figure.add_gridspec(1 + rows, 2 * columns, height_ratios=[2.0] + rows * [1.0])
+    bars, matrix = figure.add_subplot(grid[0, :columns]), figure.add_subplot(grid[0, columns:])
     width = 0.8 / len(systems)
     for number, (name, system) in enumerate(systems.items()):
         values = [system["styles"].get(style, {}).get("style_accuracy") or 0.0 for style in styles]
@@ -623,13 +642,10 @@ def draw(path: Path, evaluation: Evaluation) -> None:
     matrix.set_xticks(range(len(classes)), classes, rotation=60, ha="right")
     matrix.set_yticks(range(len(styles)), styles)
     matrix.set(title=f"{figures['file']}: asked for (row), taken for (column)")
-    top.colorbar(image, ax=matrix)
-    columns = 3
-    grid = bottom.subplots(math.ceil(len(example.sounds) / columns), columns, sharex=True, sharey=True, squeeze=False)
-    for axes, (name, audio) in zip(grid.flat, example.sounds, strict=False):
+    figure.colorbar(image, ax=matrix)
+    for number, (name, audio) in enumerate(example.sounds):
+        row, column = divmod(number, columns)
+        axes = figure.add_subplot(grid[1 + row, 2 * column : 2 * column + 2])
         axes.specgram(audio + 1e-9, NFFT=2048, Fs=example.sample_rate, noverlap=1536, vmin=-140, vmax=-30)
-        axes.set(title=name, ylim=(0, 10_000))
-    for axes in grid.flat[len(example.sounds) :]:
-        axes.set_visible(False)
-    bottom.suptitle(example.title)
+        axes.set(title=f"{example.title}: {name}", ylim=(0, 10_000), xlabel="seconds", ylabel="Hz")
     figure.savefig(path, dpi=90, format="png")

@@ -70,8 +70,8 @@ def pitch_track(audio: Audio) -> PitchTrack:
     hz, voiced = pitch_hz(audio)
     sounding = level_db(audio) >= -SOUNDING_DB
     voiced &= sounding[: len(voiced)]
-    darker = lfilter([1.0], [1.0, -0.9], audio).astype(np.float32)
-    brighter = lfilter([1.0, -0.9], [1.0], audio).astype(np.float32)
+    darker = np.asarray(lfilter([1.0], [1.0, -0.9], audio), np.float32)
+    brighter = np.asarray(lfilter([1.0, -0.9], [1.0], audio), np.float32)
     same = [_cents(pitch_hz(tilted)[0], hz) <= 50.0 for tilted in (darker, brighter)]
     agreement = min(float(kept[voiced].mean()) for kept in same) if voiced.any() else 0.0
     share = float(voiced.sum() / max(int(sounding.sum()), 1))
@@ -161,7 +161,7 @@ def hop_buzz_db(reference: Audio, found: Audio, hop_samples: int) -> float:
     if len(found) < size:
         reference, found = (np.pad(audio, (0, size - len(audio))) for audio in (reference, found))
     out, before = (
-        welch(audio.astype(np.float64), window="hann", nperseg=size, detrend=False, scaling="spectrum")[1]
+        welch(audio.astype(np.float64), window="hann", nperseg=size, scaling="spectrum")[1]
         for audio in (found, reference)
     )
     lines = np.arange(per_line, len(out) - 32, per_line)
@@ -176,6 +176,26 @@ def hop_buzz_db(reference: Audio, found: Audio, hop_samples: int) -> float:
     if buzz <= 0.0 or total <= 0.0:
         return BUZZ_FLOOR_DB
     return max(BUZZ_FLOOR_DB, 10.0 * math.log10(float(buzz) / total))
+
+
+def tone_buzz_db(found: Audio, tone_hz: float, sample_rate: int, hop_samples: int) -> float:
+    """Energy at the hop rate's multiples and at the sidebands it gives a steady tone, in dB relative to the output's.
+
+    Nothing of a tone's own masks them, so this sees what music hides. ``found`` [samples] answers a sine of
+    ``tone_hz``; lines within 12 Hz of the tone's harmonics are left out, as a style may add those.
+    """
+    size = 256 * hop_samples
+    power = welch(found.astype(np.float64), window="hann", nperseg=size, scaling="spectrum")[1]
+    hop_hz, bin_hz = sample_rate / hop_samples, sample_rate / size
+    orders = np.arange(1, hop_samples // 2)
+    lines = np.concatenate([orders * hop_hz, tone_hz + orders * hop_hz, np.abs(tone_hz - orders * hop_hz)])
+    harmonics = tone_hz * np.maximum(1.0, np.round(lines / tone_hz))
+    lines = lines[(np.abs(lines - harmonics) > 12.0) & (lines > 24 * bin_hz) & (lines < sample_rate / 2 - 24 * bin_hz)]
+    on = np.round(lines / bin_hz).astype(int)[:, None] + np.arange(-2, 3)
+    beside = on[:, 2:3] + np.array([-8, -7, -6, 6, 7, 8])
+    buzz = np.maximum(power[on].sum(axis=1) - 5.0 * np.median(power[beside], axis=1), 0.0).sum()
+    total = float(power.sum())
+    return max(BUZZ_FLOOR_DB, 10.0 * math.log10(float(buzz) / total)) if buzz > 0.0 and total > 0.0 else BUZZ_FLOOR_DB
 
 
 def find_clicks(audio: Audio, sample_rate: int, ratio: float = 6.0) -> NDArray[np.int64]:
@@ -247,7 +267,7 @@ def mean_spectrum(audio: Audio, sample_rate: int) -> NDArray[np.float64]:
     return power / max(float(power.sum()), 1e-30)
 
 
-def static_match(audio: Audio, target: NDArray[np.float64], sample_rate: int, limit_db: float = 30.0) -> Audio:
+def static_match(audio: Audio, target: NDArray[np.float64], sample_rate: int, limit_db: float = 20.0) -> Audio:
     """[samples] through one fixed linear-phase filter that gives it the long-term spectrum ``target`` [2049].
 
     Spectra are compared in third octaves, as partials of two tunes never meet; level is kept, delay removed.

@@ -34,6 +34,7 @@ FFT_SAMPLES = 1024
 HOP_SAMPLES = 480
 MELS = 64
 NOTE_SECONDS = 20.0  # a recording shorter than this may be one note
+NOTES_PER_PHRASE = 6  # different ones; tunes repeat theirs
 RANGE_DB = 60.0  # what lies further below the loudest place of an excerpt is not seen: noise floors tell sources apart
 EMBEDDING = 24  # few enough numbers for a covariance from a few dozen excerpts
 SMALLEST_CLASS_RECORDINGS = 4
@@ -165,27 +166,28 @@ def draw_phrase(
     seconds = np.array([recording.seconds for recording in recordings])
     # Half by length, half by number: a long take is worth more than a note, but does not drown the notes.
     weights = 0.5 * seconds / seconds.sum() + 0.5 / len(recordings)
-    out = np.zeros(EXCERPT_SAMPLES, np.float32)
     speed = random.uniform(-config.semitones, config.semitones)
 
-    def add(at: int, samples: int) -> None:
+    def draw(samples: int) -> NDArray[np.float32]:
         recording = recordings[int(random.choice(len(recordings), p=weights))]
-        piece = _piece(recording, min(samples, EXCERPT_SAMPLES - at), speed, random)
+        piece = _piece(recording, samples, speed, random)
         rms = float(np.sqrt(np.mean(np.square(piece)))) if len(piece) else 0.0
-        gain = 10.0 ** (random.uniform(-8.0, 0.0) / 20.0) / max(rms, 1e-5)
-        out[at : at + len(piece)] += np.float32(gain) * piece
+        return piece * np.float32(10.0 ** (random.uniform(-8.0, 0.0) / 20.0) / max(rms, 1e-5))
 
+    out = np.zeros(EXCERPT_SAMPLES, np.float32)
     if random.uniform() < 0.3:
-        add(0, EXCERPT_SAMPLES)
+        whole = draw(EXCERPT_SAMPLES)
+        out[: len(whole)] = whole
         return out
-    at = 0
-    pace = random.uniform(0.12, 0.9)  # seconds from note to note
+    pace_s = random.uniform(0.12, 0.9)  # from note to note
     rings, chord = random.uniform() < 0.4, random.uniform() < 0.25
+    notes = [draw(EXCERPT_SAMPLES if rings else round(1.2 * pace_s * SAMPLE_RATE)) for _ in range(NOTES_PER_PHRASE)]
+    at = 0
     while at < EXCERPT_SAMPLES - SAMPLE_RATE // 10:
-        step = round(pace * random.choice([0.5, 1.0, 1.0, 2.0]) * SAMPLE_RATE)
         for _ in range(int(random.integers(2, 4)) if chord else 1):
-            add(at, EXCERPT_SAMPLES if rings else round(step * random.uniform(0.9, 1.15)))
-        at += step
+            note = notes[int(random.integers(len(notes)))][: EXCERPT_SAMPLES - at]
+            out[at : at + len(note)] += note
+        at += round(pace_s * random.choice([0.5, 1.0, 1.0, 2.0]) * SAMPLE_RATE)
     return out
 
 
@@ -266,11 +268,11 @@ def train_recogniser(
     recogniser = Recogniser(styles, net, {})
     for label, (style, (training, held_out)) in enumerate(splits.items()):
         phrases = np.stack([draw_phrase(held_out, config, random) for _ in range(config.test_phrases_per_style)])
-        right = [
+        alone, laid = (
             float((recogniser.judge(excerpts).shares.argmax(axis=1) == label).mean())
             for excerpts in (real_excerpts(held_out), phrases)
-        ]
-        recogniser.accuracy[style] = Accuracy(*right, len(training), len(held_out))
+        )
+        recogniser.accuracy[style] = Accuracy(alone, laid, len(training), len(held_out))
     return recogniser
 
 
