@@ -482,17 +482,12 @@ def _summarise(
     styles: dict[str, dict[str, float | None]] = {}
     taken_for: dict[str, dict[str, float]] = {}
     for style, group in rows.items():
-        distance, before = (
-            measures.frechet_distance(
-                measures.gaussian_of(np.concatenate([row.judgement.embeddings for row in some])), real[style]
-            )
-            for some in (group, unchanged[style])
-        )
+        distance, before = (_distance(some, real[style]) for some in (group, unchanged[style]))
         level = _mean(row.loudness_lufs - middle for row, middle in zip(group, middles, strict=True))
         styles[style] = {
             **_averages(group, [_accuracy(row, numbers[style]) for row in group]),
             "frechet_distance": _rounded(distance),
-            "frechet_ratio": _rounded(distance / before) if before > 0.0 else None,
+            "frechet_ratio": _rounded(distance / before),
             "hop_buzz_tone_db": _rounded(tones[style]) if style in tones else None,
             "level_difference_lu": level,
         }
@@ -522,6 +517,12 @@ def _summarise(
         },
         "taken_for": taken_for,
     }
+
+
+def _distance(rows: Sequence[Measured], real: tuple[NDArray[np.float64], NDArray[np.float64]]) -> float:
+    """Fréchet distance of all excerpts of an output to the real ones; NaN for a single one, which has no spread."""
+    embeddings = np.concatenate([row.judgement.embeddings for row in rows])
+    return measures.frechet_distance(measures.gaussian_of(embeddings), real) if len(embeddings) > 1 else math.nan
 
 
 def _averages(group: Sequence[Measured], accuracies: Sequence[float]) -> dict[str, float | None]:
