@@ -189,7 +189,7 @@ def evaluate(
     for skipped in figures["skipped"]:
         errors.print(f"[yellow]skipped:[/] {escape(skipped)}", soft_wrap=True, highlight=False)
     for table in tables(figures):
-        console.print(table)
+        console.print(table, "")
     pitched = [name for name, used in figures["inputs_used"].items() if used["pitched"]]
     console.print(
         f"pitch is measured on the {len(pitched)} of {len(figures['inputs_used'])} inputs that are one voice with a "

@@ -570,50 +570,57 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("style_accuracy", "style", ".0%"),
-    ("frechet_ratio", "Fréchet ratio", ".2f"),
-    ("pitch_kept", "pitch", ".0%"),
-    ("onset_f1", "onsets F1", ".2f"),
-    ("chroma_correlation", "chroma", ".2f"),
-    ("loudness_correlation", "loudness", ".2f"),
-    ("hop_buzz_db", "buzz dB", ".0f"),
-    ("hop_buzz_tone_db", "of tones", ".0f"),
-    ("clicks_per_minute", "clicks/min", ".1f"),
-    ("silence_peak_dbfs", "silence dBFS", ".0f"),
+    ("frechet_ratio", "FD\nratio", ".2f"),
+    ("pitch_kept", "pitch\nkept", ".0%"),
+    ("onset_f1", "onset\nF1", ".2f"),
+    ("chroma_correlation", "chroma\ncorr.", ".2f"),
+    ("loudness_correlation", "loud.\ncorr.", ".2f"),
+    ("hop_buzz_db", "buzz\ndB", ".0f"),
+    ("hop_buzz_tone_db", "tones\ndB", ".0f"),
+    ("clicks_per_minute", "clicks\n/min", ".1f"),
+    ("silence_peak_dbfs", "quiet\ndBFS", ".0f"),
 )
+OF_ALL_INPUTS = ("frechet_ratio", "hop_buzz_tone_db")
+
+
+def _grid(title: str, name: str, *headings: str) -> Table:
+    """A table of numbers that fits into 80 columns."""
+    grid = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    grid.add_column(name, overflow="fold", min_width=12)
+    for heading in headings:
+        grid.add_column(heading, justify="right", no_wrap=True)
+    return grid
 
 
 def tables(figures: dict[str, Any]) -> list[Table]:
-    """For a terminal: the model per style, all systems in the mean, the model per input, and the recogniser itself."""
+    """For a terminal: the recogniser itself, the model per input and per style, and all systems in the mean."""
 
-    def row(grid: Table, name: str, values: dict[str, Any], *more: str) -> None:
-        cells = ("-" if values.get(key) is None else format(values[key], form) for key, _, form in COLUMNS)
-        grid.add_row(name, *cells, *more)
+    def cells(values: dict[str, Any], without: Sequence[str] = ()) -> list[str]:
+        return [
+            "-" if values.get(key) is None else format(values[key], form)
+            for key, _, form in COLUMNS
+            if key not in without
+        ]
 
-    headings = [heading for _, heading, _ in COLUMNS]
-    systems = {f"{figures['file']}": figures, **figures["baselines"]}
-    means = Table("mean over styles", *headings, "level LU", title=f"{figures['file']} beside its baselines")
-    for name, system in systems.items():
-        row(means, name, system["mean"], f"{system['mean']['level_spread_lu']:.1f}")
-    per_style = Table("style", *headings, "level LU", title=f"{figures['file']}, per style")
-    for style, values in figures["styles"].items():
-        row(per_style, style, values, f"{values['level_difference_lu']:+.1f}")
-    per_input = Table("input", *headings, "pitched", title=f"{figures['file']}, per input")
-    for name, values in figures["inputs"].items():
-        used = figures["inputs_used"][name]
-        row(per_input, name, values, f"{'yes' if used['pitched'] else 'no'} ({used['pitch_agreement']:.2f})")
-    judge = Table(
-        "style", "excerpts", "in phrases", "trained on", "held out", title="the recogniser on real recordings"
-    )
+    judge = _grid("The recogniser on real recordings", "style", "excerpts", "in phrases", "trained on", "held out")
     for style, values in figures["recogniser"]["styles"].items():
-        judge.add_row(
-            style,
-            f"{values['excerpts']:.0%}",
-            f"{values['phrases']:.0%}",
-            str(values["training_recordings"]),
-            str(values["held_out_recordings"]),
-        )
+        shares = (f"{values[name]:.0%}" for name in ("excerpts", "phrases"))
+        judge.add_row(style, *shares, *(str(values[f"{part}_recordings"]) for part in ("training", "held_out")))
     overall = figures["recogniser"]
     judge.add_row("mean", f"{overall['accuracy']:.0%}", f"{overall['phrase_accuracy']:.0%}", "", "", style="bold")
+    short = [heading for key, heading, _ in COLUMNS if key not in OF_ALL_INPUTS]
+    per_input = _grid(f"{figures['file']}, per input", "input", *short, "one\npitch")
+    for name, values in figures["inputs"].items():
+        used = figures["inputs_used"][name]
+        pitched = f"{'yes' if used['pitched'] else 'no'} {used['pitch_agreement']:.2f}"
+        per_input.add_row(name, *cells(values, OF_ALL_INPUTS), pitched)
+    headings = [heading for _, heading, _ in COLUMNS]
+    per_style = _grid(f"{figures['file']}, per style", "style", *headings, "level\nLU")
+    for style, values in figures["styles"].items():
+        per_style.add_row(style, *cells(values), f"{values['level_difference_lu']:+.1f}")
+    means = _grid(f"{figures['file']} beside its baselines, mean over styles", "", *headings, "levels\nLU")
+    for name, system in {figures["file"]: figures, **figures["baselines"]}.items():
+        means.add_row(name, *cells(system["mean"]), f"{system['mean']['level_spread_lu']:.1f}")
     return [judge, per_input, per_style, means]
 
 

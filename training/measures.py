@@ -27,7 +27,7 @@ PITCHED_AGREEMENT = 0.85
 PITCHED_VOICED = 0.75
 SILENT_LUFS = -70.0
 SILENT_DBFS = -160.0
-BUZZ_FLOOR_DB = -120.0
+BUZZ_FLOOR_DB = -100.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def pitch_hz(audio: Audio) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
             fmax=PITCH_RANGE_HZ[1],
             sr=TRACK_RATE,
             hop_length=TRACK_HOP,
-            resolution=0.2,
+            resolution=0.25,
             fill_na=None,  # pyright: ignore[reportArgumentType]
         )
     return hz, voiced
@@ -154,11 +154,15 @@ def loudness_correlation(reference: Audio, found: Audio) -> float:
     return float((one * other).mean() / max(one.std() * other.std(), 1e-9))
 
 
+_ON = np.arange(-2, 3)  # bins of a line: the main lobe of a Hann window
+_BESIDE = np.concatenate([np.arange(-24, -5), np.arange(6, 25)])  # its neighbourhood
+
+
 def hop_buzz_db(reference: Audio, found: Audio, hop_samples: int) -> float:
     """Energy of lines at multiples of the hop rate that the model added, in dB relative to the output's energy.
 
-    A window of 256 hops puts every multiple on a bin. A line is what its five bins (the main lobe of a Hann window)
-    hold above the median of their neighbourhood; what the reference has there is taken off, at the gain that the
+    A window of 256 hops puts every multiple on a bin. A line is what its five bins hold above the median of their
+    neighbourhood; what the reference has there is taken off, at the gain that the
     neighbourhood got; and it counts when it is 6 dB above both, so that noise, which always has some bin above its
     neighbours, is no buzz. Both are [samples] at one rate and aligned. BUZZ_FLOOR_DB where there is none.
     """
@@ -170,24 +174,19 @@ def hop_buzz_db(reference: Audio, found: Audio, hop_samples: int) -> float:
         for audio in (found, reference)
     )
     lines = np.arange(per_line, len(out) - 32, per_line)
-    on = lines[:, None] + np.arange(-2, 3)
-    beside = lines[:, None] + np.concatenate([np.arange(-24, -5), np.arange(6, 25)])
-    around, around_before = (np.median(power[beside], axis=1) * on.shape[1] for power in (out, before))
-    line, line_before = out[on].sum(axis=1), before[on].sum(axis=1)
+    around, around_before = (5.0 * np.median(power[lines[:, None] + _BESIDE], axis=1) for power in (out, before))
+    line, line_before = (power[lines[:, None] + _ON].sum(axis=1) for power in (out, before))
     gain = around / np.maximum(around_before, 1e-30)
     expected = np.maximum(around, np.where(around_before > 1e-20, line_before * gain, line_before))
-    buzz = np.where(line > 4.0 * expected, line - expected, 0.0).sum()
-    total = float(out.sum())
-    if buzz <= 0.0 or total <= 0.0:
-        return BUZZ_FLOOR_DB
-    return max(BUZZ_FLOOR_DB, 10.0 * math.log10(float(buzz) / total))
+    return _relative_db(float(np.where(line > 4.0 * expected, line - expected, 0.0).sum()), float(out.sum()))
 
 
 def tone_buzz_db(found: Audio, tone_hz: float, sample_rate: int, hop_samples: int) -> float:
     """Energy at the hop rate's multiples and at the sidebands it gives a steady tone, in dB relative to the output's.
 
     Nothing of a tone's own masks them, so this sees what music hides. ``found`` [samples] answers a sine of
-    ``tone_hz``; lines within 12 Hz of the tone's harmonics are left out, as a style may add those.
+    ``tone_hz``; lines within 12 Hz of the tone's harmonics are left out, as a style may add those, and so is
+    what stands less than 6 dB out of the noise.
     """
     size = 256 * hop_samples
     power = welch(found.astype(np.float64), window="hann", nperseg=size, scaling="spectrum")[1]
@@ -196,11 +195,17 @@ def tone_buzz_db(found: Audio, tone_hz: float, sample_rate: int, hop_samples: in
     lines = np.concatenate([orders * hop_hz, tone_hz + orders * hop_hz, np.abs(tone_hz - orders * hop_hz)])
     harmonics = tone_hz * np.maximum(1.0, np.round(lines / tone_hz))
     lines = lines[(np.abs(lines - harmonics) > 12.0) & (lines > 24 * bin_hz) & (lines < sample_rate / 2 - 24 * bin_hz)]
-    on = np.round(lines / bin_hz).astype(int)[:, None] + np.arange(-2, 3)
-    beside = on[:, 2:3] + np.array([-8, -7, -6, 6, 7, 8])
-    buzz = np.maximum(power[on].sum(axis=1) - 5.0 * np.median(power[beside], axis=1), 0.0).sum()
-    total = float(power.sum())
-    return max(BUZZ_FLOOR_DB, 10.0 * math.log10(float(buzz) / total)) if buzz > 0.0 and total > 0.0 else BUZZ_FLOOR_DB
+    centres = np.round(lines / bin_hz).astype(int)[:, None]
+    around = 5.0 * np.median(power[centres + _BESIDE], axis=1)
+    line = power[centres + _ON].sum(axis=1)
+    buzz, total = float(np.where(line > 4.0 * around, line - around, 0.0).sum()), float(power.sum())
+    return _relative_db(buzz, total)
+
+
+def _relative_db(buzz: float, total: float) -> float:
+    if buzz <= 0.0 or total <= 0.0:
+        return BUZZ_FLOOR_DB
+    return max(BUZZ_FLOOR_DB, 10.0 * math.log10(buzz / total))
 
 
 def find_clicks(audio: Audio, sample_rate: int, ratio: float = 6.0) -> NDArray[np.int64]:
