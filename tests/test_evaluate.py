@@ -316,6 +316,7 @@ def test_the_command_from_folders_to_figures(
         assert values["silence_peak_dbfs"] < -60.0
     assert figures["mean"]["frechet_ratio"] > 0.0 and figures["mean"]["hop_buzz_tone_db"] < -20.0
     assert abs(figures["styles"]["violin"]["level_difference_lu"]) < 6.0
+    assert figures["inputs_used"]["guitar"]["heard_as"] in figures["recogniser"]["styles"]
     unchanged = figures["baselines"]["unchanged"]["mean"]
     assert unchanged["frechet_ratio"] == 1.0 and unchanged["onset_f1"] == 1.0 and unchanged["level_spread_lu"] == 0.0
     same = figures["baselines"]["first"]["mean"]

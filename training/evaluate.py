@@ -360,9 +360,10 @@ def evaluate(
                     "voiced_share": item.pitch.voiced_share,
                     "pitch_agreement": item.pitch.agreement,
                     "onsets": len(item.onsets_s),
+                    "heard_as": recogniser.styles[int(_taken_for(row, len(recogniser.styles)).argmax())],
                 }
             )
-            for item in items
+            for item, row in zip(items, next(iter(systems[UNCHANGED].values())), strict=True)
         },
         "skipped": notes,
         **summaries[MODEL],
