@@ -120,9 +120,9 @@ def test_tone_buzz_is_the_energy_of_the_sidebands(depth: float) -> None:
     buzzing = tone * (1.0 + depth * np.sin(2 * np.pi * RATE / HOP * time))
     expected = 10.0 * math.log10(depth**2 / 2 / (1.0 + depth**2 / 2))
     assert measures.tone_buzz_db(buzzing.astype(np.float32), 440.0, RATE, HOP) == pytest.approx(expected, abs=1.0)
-    assert measures.tone_buzz_db(tone.astype(np.float32), 440.0, RATE, HOP) < -110.0
+    assert measures.tone_buzz_db(tone.astype(np.float32), 440.0, RATE, HOP) == measures.BUZZ_FLOOR_DB
     richer = harmonic(440.0, 4.0, RATE, partials=30)
-    assert measures.tone_buzz_db(richer, 440.0, RATE, HOP) < -90.0
+    assert measures.tone_buzz_db(richer, 440.0, RATE, HOP) < -75.0  # what windows leave of partials close by
 
 
 def test_clicks_are_counted_and_attacks_are_not() -> None:
