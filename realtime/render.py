@@ -91,6 +91,12 @@ def _through(
     yield run(np.zeros((processor.channels, processor.latency_samples), np.float32))
 
 
+def render_samples(processor: Processor, audio: NDArray[np.float32]) -> NDArray[np.float32]:
+    """audio [channels, samples] at the model's rate through a prepared, reset processor: as long, and aligned to it."""
+    performer = Performer(processor.manifest)  # never asked: nothing moves without MIDI
+    return np.concatenate(list(_through(processor, iter([audio]), performer, [], midi.MidiMap())), axis=1)
+
+
 def render_file(
     bundle: Bundle,
     source: Path,

@@ -1,4 +1,4 @@
-"""``restyle train``: folders of recordings -> checkpoint."""
+"""``restyle train``: folders of recordings -> checkpoint; ``restyle evaluate``: model file -> figures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -121,3 +122,86 @@ def _describe(console: Console, recipe: Recipe, library: Library) -> None:
         console.print(f"[yellow]skipped:[/] {escape(f'{skipped.path}: {skipped.reason}')}", soft_wrap=True)
     if library.skipped:
         console.print(f"{len(library.skipped)} recordings skipped")
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="The model file to judge.")],
+    inputs: Annotated[Path, typer.Option(help="Folder of recordings to restyle, which no model was trained on.")],
+    references: Annotated[Path, typer.Option(help="Folder with a folder of real recordings per style, named its id.")],
+    styles: Annotated[str | None, typer.Option(help="Only these: violin,choir; default: all of the model.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Another model to compare with; default: the shipped one, if it is another.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1.0, help="How much of each input is used: its loudest part.")] = 10.0,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracy, confusions and spectrograms to this PNG.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the recogniser's training and its held-out recordings.")] = 0,
+    cache: Annotated[Path, typer.Option(help="Where decoded recordings and the recogniser are kept.")] = Path(
+        ".restyle-cache"
+    ),
+    provider: Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")] = "cpu",
+) -> None:
+    """Style, playing and cleanliness of a model's sound, beside the input unchanged, a fixed filter and another model.
+
+    Example: restyle evaluate violin.onnx --inputs recordings/unseen --references recordings/styles --json figures.json
+    """
+    console, errors = Console(), Console(stderr=True)
+    try:
+        from realtime.bundle import BundleError, StyleError
+        from realtime.stream import ProviderError
+        from training.evaluate import EvaluationError, EvaluationOptions, draw, tables
+        from training.evaluate import evaluate as run
+        from training.models.recogniser import RecogniserConfig
+    except ModuleNotFoundError as error:
+        errors.print(f"[red]evaluation needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
+        raise typer.Exit(1) from None
+    for target in (json_path, plot):
+        if target is not None and not target.absolute().parent.is_dir():
+            errors.print(f"[red]cannot write:[/] {target}: there is no folder {target.parent}", soft_wrap=True)
+            raise typer.Exit(1)
+    options = EvaluationOptions(
+        styles=tuple(name.strip() for name in (styles or "").split(",") if name.strip()),
+        baseline=baseline,
+        seconds=seconds,
+        provider=provider,
+        cache=cache,
+        recogniser=RecogniserConfig(seed=seed),
+    )
+    try:
+        with Progress(console=errors, transient=True) as progress:
+            bars: dict[str, TaskID] = {}
+
+            def tell(what: str, done: int, of: int) -> None:
+                if what not in bars:
+                    bars[what] = progress.add_task(what, total=of)
+                progress.update(bars[what], completed=done, total=of)
+
+            result = run(model, inputs, references, options, tell)
+        if json_path:
+            json_path.write_text(json.dumps(result.figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        if plot:
+            draw(plot, result)
+    except (EvaluationError, BundleError, StyleError, ProviderError, OSError) as error:
+        errors.print("[red]cannot evaluate:[/] ", end="")
+        errors.print(str(error), soft_wrap=True, highlight=False, markup=False)
+        raise typer.Exit(1) from None
+    figures = result.figures
+    for skipped in figures["skipped"]:
+        errors.print(f"[yellow]skipped:[/] {escape(skipped)}", soft_wrap=True, highlight=False)
+    for table in tables(figures):
+        console.print(table, "")
+    pitched = [name for name, used in figures["inputs_used"].items() if used["pitched"]]
+    console.print(
+        f"pitch is measured on the {len(pitched)} of {len(figures['inputs_used'])} inputs that are one voice with a "
+        f"pitch: {', '.join(pitched) or 'none'}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for style in figures["recogniser"]["weak_styles"]:
+        right = figures["recogniser"]["styles"][style]["phrases"]
+        errors.print(
+            f"[yellow]warning:[/] the recogniser knows only {right:.0%} of real {style} it has not heard; "
+            "its word on this style is worth as much: add recordings",
+            soft_wrap=True,
+        )
+    console.print(f"{figures['wall_seconds'] / 60:.1f} minutes on {figures['machine']}", highlight=False)
