@@ -60,23 +60,26 @@ class Framer(nn.Module):
 
 
 class RealDft(nn.Module):
-    """The windowed real DFT of a frame and its inverse, factored in small matrix products (Cooley and Tukey 1965).
+    """The real DFT of a frame and its inverse, factored in small matrix products (Cooley and Tukey 1965).
 
     A frame of N = M*M samples, n = M*n1 + n2, k = k1 + M*k2. The first product runs over n1 and needs only
     k1 = 0..M/2 since the frame is real; then the twiddle factors; then one M-point DFT over n2, the same for all k1.
-    Bins stay in this order, [k1, re|im, k2]: whoever needs frequencies reads ``frequencies_hz``. The bins of the rows
+    Bins stay in this order, [re|im, k1, k2]: whoever needs frequencies reads ``frequencies_hz``. The bins of the rows
     k1 = 0 and k1 = M/2 appear twice, as conjugates; ``weights`` is one half there.
-    A dense matrix for N = 1024 is 4.2 MB and misses the cache; these are 0.06 MB.
+    A dense matrix for N = 1024 is 4.2 MB and misses the cache; these are 0.06 MB. The exported graph runs the
+    products; elsewhere torch's own FFT, which is faster on many frames, gives the same numbers in the same order.
     """
 
     latency_samples = 0
-    window: Tensor  # [n1, n2]
     first: Tensor  # [(2, k1, re|im), n1]
     turn: Tensor  # [2, k1, (re|im, n2)]
-    second: Tensor  # [(re|im, n2), (re|im, k2)]
-    second_inverse: Tensor
+    second: Tensor  # [re|im, (re|im, n2), k2]
+    second_inverse: Tensor  # [(re|im, k2), (re|im, n2)]
     last: Tensor  # [n1 of the tail, (2, k1, re|im)]
-    synthesis_window: Tensor  # [n1 of the tail, n2]
+    bin_at: Tensor  # [(k1, k2)]: which of the N/2 + 1 bins
+    conjugate_at: Tensor  # [(k1, k2)]: -1 where the bin is above N/2, else 1
+    place_of: Tensor  # [N/2 + 1]: where in (k1, k2) a bin is found
+    conjugate_of: Tensor  # [N/2 + 1]
 
     def __init__(self, spec: SpectralSpec) -> None:
         super().__init__()
@@ -84,10 +87,10 @@ class RealDft(nn.Module):
         m = round(n**0.5)
         if m * m != n or m % 2:
             raise ValueError(f"analysis_window_samples: must be the square of an even number, got {n}")
-        if spec.synthesis_window_samples % m:
-            raise ValueError(f"synthesis_window_samples: must be a multiple of {m}")
-        self.radix, self.rows = m, m // 2 + 1
-        self.tail_rows = spec.synthesis_window_samples // m
+        if spec.hop_samples % m:
+            raise ValueError(f"hop_samples: must be a multiple of {m}, got {spec.hop_samples}")
+        self.size, self.radix, self.rows = n, m, m // 2 + 1
+        self.tail_rows = spec.hop_samples // m
         k1, i = np.arange(self.rows), np.arange(m)
         over_n1 = np.exp(-2j * np.pi * np.outer(k1, i) / m)  # [k1, n1]
         twiddle: NDArray[np.complex128] = np.exp(-2j * np.pi * np.outer(k1, i) / n)  # [k1, n2]
@@ -98,88 +101,145 @@ class RealDft(nn.Module):
         turned = np.stack([-over_n1.imag, over_n1.real], axis=1)
         first = np.stack([plain, turned]).reshape(-1, m)  # [(2, k1, ri), n1]
         turn = np.stack([np.tile(part, 2) for part in (twiddle.real, twiddle.imag)])  # [2, k1, (ri, n2)]
-        second = np.block([[over_n2.real, over_n2.imag], [-over_n2.imag, over_n2.real]])  # [(ri, n2), (ri, k2)]
-        analysis, synthesis = spec.windows()
+        second = np.stack(
+            [np.concatenate([over_n2.real, -over_n2.imag]), np.concatenate([over_n2.imag, over_n2.real])]
+        )  # [ri, (ri, n2), k2]
         counted = np.where((k1 == 0) | (k1 == m // 2), 1.0, 2.0)
         last = np.stack([plain, turned]) * (counted / n)[None, :, None, None]
         last = last.reshape(-1, m).T[-self.tail_rows :]  # [n1 of the tail, (2, k1, ri)]
         for name, value in {
-            "window": analysis.reshape(m, m),
             "first": first,
             "turn": turn,
             "second": second,
-            "second_inverse": second.T.copy(),
+            "second_inverse": second.transpose(0, 2, 1).reshape(2 * m, 2 * m).copy(),
             "last": last,
-            "synthesis_window": synthesis.reshape(self.tail_rows, m),
         }.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
-        bins = (k1[:, None] + m * i) % n
-        self.frequencies_hz = np.minimum(bins, n - bins) * spec.sample_rate / n  # [k1, k2]
+        bins = (k1[:, None] + m * i).reshape(-1)  # up to N - 1
+        half = np.arange(n // 2 + 1)
+        above = half % m > m // 2  # these bins are here only as the conjugate at N - k
+        source = np.where(above, n - half, half)
+        for name, index in {
+            "bin_at": np.minimum(bins, n - bins),
+            "place_of": source % m * m + source // m,
+        }.items():
+            self.register_buffer(name, torch.tensor(index), persistent=False)
+        for name, upper in {"conjugate_at": bins > n // 2, "conjugate_of": above}.items():
+            self.register_buffer(name, torch.tensor(np.where(upper, -1.0, 1.0), dtype=torch.float32), persistent=False)
+        self.frequencies_hz = np.minimum(bins, n - bins).reshape(-1, m) * spec.sample_rate / n  # [k1, k2]
         self.weights = np.repeat(counted[:, None] / 2, m, axis=1)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """frames [..., window] -> spectra [rows of frames, k1, (re, im) k2]; the leading axes are flattened."""
+        """frames [..., window] -> spectra [rows of frames, re|im, k1, k2]; the leading axes are flattened."""
         m = self.radix
-        x = frames.reshape(-1, m, m) * self.window
-        inner = torch.matmul(self.first, x).reshape(-1, 2, self.rows, 2 * m)
-        return torch.matmul((inner * self.turn).sum(dim=1), self.second)
+        if not torch.onnx.is_in_onnx_export():
+            bins = torch.fft.rfft(frames.reshape(-1, self.size)).index_select(1, self.bin_at)
+            return torch.stack([bins.real, bins.imag * self.conjugate_at], dim=1).reshape(-1, 2, self.rows, m)
+        inner = torch.matmul(self.first, frames.reshape(-1, m, m)).reshape(-1, 2, self.rows, 2 * m)
+        return torch.matmul((inner * self.turn).sum(dim=1, keepdim=True), self.second)
 
     def inverse(self, spectra: Tensor) -> Tensor:
-        """spectra [r, k1, (re, im) k2] -> the last synthesis-window samples of each windowed frame [r, samples]."""
-        inner = torch.matmul(spectra, self.second_inverse)[:, None] * self.turn  # [r, 2, k1, (re, im) n2]
-        tail = torch.matmul(self.last, inner.reshape(-1, 4 * self.rows, self.radix))  # [r, n1, n2]
-        return (tail * self.synthesis_window).flatten(1)
+        """spectra [r, re|im, k1, k2] -> the last hop of each frame [r, hop]."""
+        m = self.radix
+        if not torch.onnx.is_in_onnx_export():
+            bins = spectra.flatten(2).index_select(2, self.place_of)
+            bins = torch.complex(bins[:, 0], bins[:, 1] * self.conjugate_of)
+            return torch.fft.irfft(bins, self.size)[:, -self.tail_rows * m :]
+        rows = spectra.transpose(1, 2).reshape(-1, 1, self.rows, 2 * m)
+        inner = torch.matmul(rows, self.second_inverse) * self.turn  # [r, 2, k1, (re, im) n2]
+        return torch.matmul(self.last, inner.reshape(-1, 4 * self.rows, m)).flatten(1)
+
+
+def band_filters(spec: SpectralSpec, bands: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Impulse responses [bands, window] for magnitudes [bands, window/2 + 1], delayed by ``stream_delay_samples``.
+
+    Each is the zero-phase response, cut off smoothly before the delay and over the rest of what fits in a frame
+    beside a hop. Magnitudes that add up to one give filters that add up to a pure delay.
+    """
+    size, delay = spec.analysis_window_samples, spec.stream_delay_samples
+    tail = size - spec.hop_samples - delay
+    window = np.zeros(size)
+    window[: delay + 1] = np.sin(0.5 * np.pi * np.arange(1, delay + 2) / (delay + 1)) ** 2
+    window[delay : delay + tail] = np.cos(0.5 * np.pi * np.arange(tail) / tail) ** 2
+    return np.roll(np.fft.irfft(bands, axis=1), delay, axis=1) * window
 
 
 @dataclass(frozen=True)
-class OverlapAddState:
-    tail: Tensor  # [batch, hop]
+class FilterBankState:
+    gains: Tensor  # [batch, signals, bands]: at the end of the last hop
 
 
-class OverlapAdd(nn.Module):
-    """Windowed frames of two hops to a stream, one hop later than the frames' ends."""
+class FilterBank(nn.Module):
+    """The sum of several signals, each through bands with gains of its own that change along a line within a hop.
 
-    def __init__(self, hop_samples: int) -> None:
+    Causal filters by overlap-save (Oppenheim and Schafer, "Discrete-Time Signal Processing", section 8.7): the last
+    hop of a frame has all the past that it needs, so steady gains are a plain linear filter, without anything at the
+    hop rate. Each hop is filtered with the gains before it and after it and faded from one to the other.
+    """
+
+    responses: Tensor  # [bands, (re|im, bins)], bins in the order of RealDft
+    combine: Tensor  # [re|im, (signals, re|im of the signal, re|im of the filter)]
+    ramp: Tensor  # [hop]
+
+    def __init__(self, spec: SpectralSpec, dft: RealDft, signals: int, bands: NDArray[np.float64]) -> None:
+        """``bands`` [bands, window/2 + 1]: magnitude of each band; rows that add up to one keep the sound whole."""
         super().__init__()
-        self.hop_samples = hop_samples
-        self.latency_samples = hop_samples
+        self.hop_samples, self.signals, self.band_count = spec.hop_samples, signals, len(bands)
+        self.latency_samples = spec.stream_delay_samples
+        self.dft = dft
+        filters = torch.tensor(band_filters(spec, bands), dtype=torch.float64)
+        responses = self.dft(filters).flatten(1)
+        product = np.array([[1, 0, 0, -1], [0, 1, 1, 0]])  # of (re, im) x (re, im)
+        ramp = np.arange(1, spec.hop_samples + 1) / spec.hop_samples
+        for name, value in {"responses": responses, "combine": np.tile(product, signals), "ramp": ramp}.items():
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32), persistent=False)
 
-    def init_state(self, batch: int) -> OverlapAddState:
-        return OverlapAddState(torch.zeros(batch, self.hop_samples))
+    def init_state(self, batch: int) -> FilterBankState:
+        return FilterBankState(torch.zeros(batch, self.signals, self.band_count))
 
-    def forward(self, frames: Tensor, state: OverlapAddState) -> tuple[Tensor, OverlapAddState]:
-        """frames [batch, n, 2*hop] -> samples [batch, n*hop]."""
-        head, tail = frames[..., : self.hop_samples], frames[..., self.hop_samples :]
-        tails = torch.cat([state.tail[:, None], tail], dim=1)
-        return (head + tails[:, :-1]).flatten(1), OverlapAddState(tails[:, -1])
+    def forward(self, spectra: Tensor, gains: Tensor, state: FilterBankState) -> tuple[Tensor, FilterBankState]:
+        """Spectra of frames without a window [batch, n, signals, re|im, bins], gains [batch, n, signals, bands]
+        -> audio [batch, n*hop]."""
+        batch, hops, rows, m = gains.shape[0], gains.shape[1], self.dft.rows, self.dft.radix
+        steps = torch.cat([state.gains[:, None], gains], dim=1)  # [batch, n + 1, signals, bands]
+        if torch.onnx.is_in_onnx_export():
+            pairs = torch.stack([steps[:, :-1], steps[:, 1:]], dim=2)
+            filters = torch.matmul(pairs, self.responses).reshape(-1, 2, self.signals, 1, 2, rows * m)
+            products = spectra.reshape(-1, 1, self.signals, 2, 1, rows * m) * filters
+            filtered = torch.matmul(self.combine, products.reshape(-1, 4 * self.signals, rows * m))
+        else:
+            filters = torch.matmul(steps, self.responses).reshape(batch, hops + 1, self.signals, 2, -1)
+            filters = torch.complex(filters[..., 0, :], filters[..., 1, :])
+            spectra = torch.complex(spectra[..., 0, :], spectra[..., 1, :])
+            pairs = [(spectra * part).sum(dim=2) for part in (filters[:, :-1], filters[:, 1:])]
+            filtered = torch.view_as_real(torch.stack(pairs, dim=2)).movedim(-1, 3)
+        ends = self.dft.inverse(filtered.reshape(-1, 2, rows, m)).reshape(batch, hops, 2, self.hop_samples)
+        before, after = ends[:, :, 0], ends[:, :, 1]
+        return (before + (after - before) * self.ramp).flatten(1), FilterBankState(steps[:, -1])
 
 
-@dataclass(frozen=True)
-class FirState:
-    history: Tensor  # [batch, channels, taps - 1]
+class HopLowpass(nn.Module):
+    """The newest hop of each frame through a one-pole low-pass, its response cut to ``taps``; unit gain at 0 Hz.
 
-
-class CausalFir(nn.Module):
-    """A fixed causal filter per channel, with unit gain at zero frequency: the one-pole low-pass, cut to its taps."""
+    The frame holds all the past that the filter needs, so there is no state, and a hop is one small matrix product.
+    """
 
     latency_samples = 0
-    kernel: Tensor  # [channels, 1, taps]
+    matrix: Tensor  # [taps - 1 + hop, hop]
 
-    def __init__(self, channels: int, taps: int, pole: float) -> None:
+    def __init__(self, hop_samples: int, taps: int, pole: float) -> None:
         super().__init__()
-        self.channels, self.taps = channels, taps
+        self.span_samples = taps - 1 + hop_samples
         response = pole ** np.arange(taps)
-        kernel = torch.tensor((response / response.sum())[::-1].copy(), dtype=torch.float32)
-        self.register_buffer("kernel", kernel.expand(channels, 1, taps).clone(), persistent=False)
+        response /= response.sum()
+        matrix = np.zeros((self.span_samples, hop_samples))
+        for column in range(hop_samples):
+            matrix[column : column + taps, column] = response[::-1]
+        self.register_buffer("matrix", torch.tensor(matrix, dtype=torch.float32), persistent=False)
 
-    def init_state(self, batch: int) -> FirState:
-        return FirState(torch.zeros(batch, self.channels, self.taps - 1))
-
-    def forward(self, x: Tensor, state: FirState) -> tuple[Tensor, FirState]:
-        """x [batch, channels, time] -> the same shape."""
-        full = torch.cat([state.history, x], dim=-1)
-        y = torch.nn.functional.conv1d(full, self.kernel, groups=self.channels)
-        return y, FirState(full[:, :, -(self.taps - 1) :])
+    def forward(self, frames: Tensor) -> Tensor:
+        """frames [batch, n, window] -> samples [batch, n*hop]."""
+        return torch.matmul(frames[..., -self.span_samples :], self.matrix).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -225,23 +285,29 @@ class NoiseState:
 
 
 class Noise(nn.Module):
-    """White noise in [-1, 1), the same on every machine: a hash of (hop number, lane) in whole numbers.
+    """White noise in [-1, 1), the same on every machine and for every row of a batch.
 
-    Squares and sums modulo two primes; every intermediate stays below 2**24, so float32 is exact everywhere.
-    The same for every row of a batch; repeats after 16.7 million hops (12 hours at 48 kHz).
+    A hop is a row of a table of values times a row of a table of signs. Their lengths have no common divisor, so the
+    stream repeats after the product of both (43 s at 48 kHz and a hop of 128), and the signs hide any shorter period.
     """
 
     latency_samples = 0
-    primes = (4093, 4091)
-    factor: Tensor  # [hop]
-    offset: Tensor  # [hop]
+    value_rows, sign_rows = 127, 128
+    values: Tensor  # [value rows, hop]
+    signs: Tensor  # [sign rows, hop]
 
     def __init__(self, hop_samples: int) -> None:
         super().__init__()
         self.hop_samples = hop_samples
-        lanes = np.random.default_rng(4093).integers(1, self.primes[0], size=(2, hop_samples))
-        self.register_buffer("factor", torch.tensor(lanes[0], dtype=torch.float32), persistent=False)
-        self.register_buffer("offset", torch.tensor(lanes[1], dtype=torch.float32), persistent=False)
+        random = np.random.default_rng(4093)
+        values = random.uniform(-1.0, 1.0, (self.value_rows, hop_samples))
+        signs = random.choice([-1.0, 1.0], (self.sign_rows, hop_samples))
+        self.register_buffer("values", torch.tensor(values, dtype=torch.float32), persistent=False)
+        self.register_buffer("signs", torch.tensor(signs, dtype=torch.float32), persistent=False)
+
+    @property
+    def period_hops(self) -> int:
+        return self.value_rows * self.sign_rows
 
     def init_state(self, batch: int) -> NoiseState:
         return NoiseState(torch.zeros(batch, 1))
@@ -249,15 +315,10 @@ class Noise(nn.Module):
     def forward(self, like: Tensor, state: NoiseState) -> tuple[Tensor, NoiseState]:
         """like [batch, n*hop] gives the length -> noise [batch, n*hop]."""
         hops = whole_hops(like.shape[-1], self.hop_samples, "Noise")
-        p, q = float(self.primes[0]), float(self.primes[1])
-        steps = torch.arange(hops, dtype=like.dtype, device=like.device)
-        count = torch.fmod(state.count + steps, p * q)[..., None]  # [batch, n, 1]
-        first = torch.fmod(torch.fmod(count, p) * self.factor + self.offset, p)
-        second = torch.fmod(first * first + torch.fmod(count, q), q)
-        third = torch.fmod(second * second + first, p)
-        fourth = torch.fmod(third * third + second, q)
-        noise = (fourth * (2 / q) - 1).flatten(1)
-        return noise, NoiseState(torch.fmod(state.count + hops, p * q))
+        number = state.count + torch.arange(hops, dtype=like.dtype, device=like.device)
+        value = torch.nn.functional.embedding(torch.fmod(number, float(self.value_rows)).long(), self.values)
+        sign = torch.nn.functional.embedding(torch.fmod(number, float(self.sign_rows)).long(), self.signs)
+        return (value * sign).flatten(1), NoiseState(torch.fmod(state.count + hops, float(self.period_hops)))
 
 
 @dataclass(frozen=True)

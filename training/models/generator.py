@@ -3,7 +3,7 @@
 Four signals are analysed: the input; the input driven hard (odd harmonics); a pulse per period made from its low end
 (a full harmonic series even under a dull or pure tone); and noise. All scale with the
 input's own level, so silence in is silence out and loudness follows the playing. A recurrent body, steered by the
-style vector, sets one smooth gain curve per signal and hop; the filtered spectra add up to the output.
+style vector, sets one smooth gain curve per signal and hop; the filtered signals add up to the output.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from torch import Tensor, nn
 
 from realtime.spectral import SpectralSpec
 from training.layers import (
-    CausalFir,
     Envelope,
     EnvelopeState,
-    FirState,
+    FilterBank,
+    FilterBankState,
     Framer,
     FramerState,
     Gru,
     GruState,
+    HopLowpass,
     Noise,
     NoiseState,
-    OverlapAdd,
-    OverlapAddState,
     RealDft,
     whole_hops,
 )
@@ -44,7 +43,7 @@ class GeneratorConfig:
     hidden: int = 192
     drive: float = 8.0
     pulse_sharpness: float = 4.0
-    lowpass_taps: int = 128
+    lowpass_taps: int = 64
     lowpass_pole: float = 0.9
     envelope_hops: int = 4
 
@@ -60,13 +59,12 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class GeneratorState:
-    lowpass: FirState
+    framer: FramerState
     envelope: EnvelopeState
     noise: NoiseState
-    framer: FramerState
-    first: GruState
-    second: GruState
-    overlap: OverlapAddState
+    made: FramerState
+    body: GruState
+    bank: FilterBankState
 
 
 def band_matrix(band_count: int, frequencies_hz: np.ndarray) -> np.ndarray:
@@ -83,84 +81,89 @@ def band_matrix(band_count: int, frequencies_hz: np.ndarray) -> np.ndarray:
 class Generator(nn.Module):
     """audio and style in, audio out, one hop of ``stream_delay_samples`` later; see the module's text."""
 
+    window: Tensor  # [window]
     measure: Tensor  # [bins, bands]
-    spread: Tensor  # [bands, bins]
+    normalise: Tensor  # [bands + 1, bands]
 
     def __init__(self, spec: SpectralSpec, config: GeneratorConfig) -> None:
         super().__init__()
         self.spec, self.config = spec, config
-        self.latency_samples = spec.stream_delay_samples
-        hop, hidden = spec.hop_samples, config.hidden
-        self.lowpass = CausalFir(1, config.lowpass_taps, config.lowpass_pole)
-        self.envelope = Envelope(2, hop, config.envelope_hops)
+        hop, window, hidden, bands = spec.hop_samples, spec.analysis_window_samples, config.hidden, config.band_count
+        self.framer = Framer(window, hop, 1)
+        self.lowpass = HopLowpass(hop, config.lowpass_taps, config.lowpass_pole)
+        if self.lowpass.span_samples > window:
+            raise ValueError(f"model.lowpass_taps: must be at most {window - hop + 1}, got {config.lowpass_taps}")
+        self.envelope = Envelope(1, hop, config.envelope_hops)
         self.noise = Noise(hop)
-        self.framer = Framer(spec.analysis_window_samples, hop, len(SIGNALS))
+        self.made = Framer(window, hop, len(SIGNALS) - 1)
         self.dft = RealDft(spec)
-        self.overlap = OverlapAdd(hop)
-        bands = band_matrix(config.band_count, self.dft.frequencies_hz.reshape(-1))  # [bands, bins]
-        weighted = bands * self.dft.weights.reshape(-1)
-        measure = (weighted / weighted.sum(axis=1, keepdims=True)).T
-        self.register_buffer("measure", torch.tensor(measure, dtype=torch.float32), persistent=False)
-        self.register_buffer("spread", torch.tensor(bands, dtype=torch.float32), persistent=False)
-        self.enter = nn.Linear(config.band_count + 1, hidden)
-        self.first = Gru(hidden, hidden)
-        self.second = Gru(hidden, hidden)
-        self.steer = nn.Linear(config.style_dim, 2 * 3 * hidden)
-        self.leave = nn.Linear(hidden, len(SIGNALS) * config.band_count)
+        matrix = band_matrix(bands, np.fft.rfftfreq(window, 1.0 / spec.sample_rate))
+        self.bank = FilterBank(spec, self.dft, len(SIGNALS), matrix)
+        self.latency_samples = self.bank.latency_samples
+        weighted = band_matrix(bands, self.dft.frequencies_hz.reshape(-1)) * self.dft.weights.reshape(-1)
+        # Bands 60 dB under the frame are lost in float32 rounding, which differs from machine to machine: every band
+        # hears that much of the whole.
+        measure = (weighted / weighted.sum(axis=1, keepdims=True)).T + 1e-6 / weighted.shape[1]
+        # Levels of the bands against their mean, and the mean, both brought to about unit size.
+        normalise = np.concatenate([0.4 * (np.eye(bands) - 1.0 / bands), np.full((1, bands), 0.15 / bands)])
+        for name, value in {"window": spec.windows()[0], "measure": measure, "normalise": normalise}.items():
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
+        self.enter = nn.Linear(bands + 1, hidden)
+        self.body = Gru(hidden, hidden)
+        self.steer = nn.Linear(config.style_dim, 2 * 2 * hidden)
+        self.leave = nn.Linear(hidden, len(SIGNALS) * bands)
         with torch.no_grad():
+            self.steer.bias.copy_(torch.tensor([1.0, 0.0] * 2).repeat_interleave(hidden))
             self.leave.weight.mul_(0.1)
-            self.leave.bias.copy_(torch.tensor([0.0, -4.0, -4.0, -5.0]).repeat_interleave(config.band_count))
+            self.leave.bias.copy_(torch.tensor([0.0, -4.0, -4.0, -5.0]).repeat_interleave(bands))
 
     def init_state(self, batch: int) -> GeneratorState:
         return GeneratorState(
-            lowpass=self.lowpass.init_state(batch),
+            framer=self.framer.init_state(batch),
             envelope=self.envelope.init_state(batch),
             noise=self.noise.init_state(batch),
-            framer=self.framer.init_state(batch),
-            first=self.first.init_state(batch),
-            second=self.second.init_state(batch),
-            overlap=self.overlap.init_state(batch),
+            made=self.made.init_state(batch),
+            body=self.body.init_state(batch),
+            bank=self.bank.init_state(batch),
         )
 
-    def _signals(self, audio: Tensor, state: GeneratorState) -> tuple[Tensor, FirState, EnvelopeState, NoiseState]:
-        """audio [batch, time] -> the signals to be filtered [batch, signals, time]."""
-        low, lowpass = self.lowpass(audio[:, None], state.lowpass)
-        level, envelope = self.envelope(torch.cat([audio[:, None], low], dim=1), state.envelope)
-        noise, counter = self.noise(audio, state.noise)
-        whole_level, low_level = level[:, 0], level[:, 1]
-        driven = whole_level * torch.tanh(self.config.drive * audio / whole_level)
-        height = (low[:, 0] / (1.5 * low_level)).clamp(-1.2, 1.2)
-        pulses = low_level * torch.exp(self.config.pulse_sharpness * (height - 1.0))
+    def _excite(
+        self, audio: Tensor, low: Tensor, envelope: EnvelopeState, noise: NoiseState
+    ) -> tuple[Tensor, EnvelopeState, NoiseState]:
+        """audio and its low end [batch, time] -> what is made from them [batch, signals - 1, time]."""
+        level, envelope = self.envelope(audio[:, None], envelope)  # [batch, 1, time]
+        white, noise = self.noise(audio, noise)
+        scaled = torch.stack([audio, low], dim=1) / level
+        driven = torch.tanh(self.config.drive * scaled[:, :1])
+        pulses = torch.exp((scaled[:, 1:] * (self.config.pulse_sharpness / 1.5)).clamp_max(self.config.pulse_sharpness))
         # The floor of the level must not make noise out of silence.
-        audible = (whole_level - 1e-5).clamp_min(0.0)
-        signals = torch.stack([audio, driven, pulses, audible * noise], dim=1)
-        return signals, lowpass, envelope, counter
+        audible = (level - 1e-5).clamp_min(0.0)
+        made = torch.cat([driven, pulses * np.exp(-self.config.pulse_sharpness), white[:, None]], dim=1)
+        return made * audible, envelope, noise
 
     def forward(self, audio: Tensor, style: Tensor, state: GeneratorState) -> tuple[Tensor, GeneratorState]:
         """audio [batch, n*hop], style [batch, style_dim] -> audio [batch, n*hop] and the state after it."""
         hops = whole_hops(audio.shape[-1], self.spec.hop_samples, "Generator")
-        batch, bands, m, rows = audio.shape[0], self.config.band_count, self.dft.radix, self.dft.rows
-        signals, lowpass, envelope, counter = self._signals(audio, state)
-        frames, framer = self.framer(signals, state.framer)
-        spectra = self.dft(frames).reshape(-1, len(SIGNALS), rows, 2, m)  # [batch*n, signals, k1, re|im, k2]
+        batch, bands, signals = audio.shape[0], self.config.band_count, len(SIGNALS)
+        frames, framer = self.framer(audio[:, None], state.framer)  # [batch, n, 1, window]
+        low = self.lowpass(frames[:, :, 0])
+        excitations, envelope, noise = self._excite(audio, low, state.envelope, state.noise)
+        made, made_state = self.made(excitations, state.made)
+        spectra = self.dft(torch.cat([frames * self.window, frames, made], dim=2))
+        heard, spectra = spectra.reshape(batch, hops, signals + 1, 2, -1).split([1, signals], dim=2)
 
-        power = spectra[:, 0].square().sum(dim=2).flatten(1)
-        # Bands 60 dB under the frame are lost in float32 rounding, which differs from machine to machine.
-        floor = 1e-6 * power.mean(dim=-1, keepdim=True)
-        levels = torch.log((torch.matmul(power, self.measure) + floor).clamp_min(1e-9))  # [batch*n, bands]
-        mean = levels.mean(dim=-1, keepdim=True)
-        heard = torch.cat([(levels - mean) * 0.4, (mean + 4.0) * 0.15], dim=-1)
-        scale1, shift1, scale2, shift2, scale3, shift3 = self.steer(style).chunk(6, dim=-1)
-        x = self.enter(heard.reshape(batch, hops, bands + 1).transpose(0, 1))  # [n, batch, hidden]
-        x = torch.nn.functional.leaky_relu(x * (1 + scale1) + shift1, 0.1)
-        y, first = self.first(x, state.first)
-        x = x + y * (1 + scale2) + shift2
-        y, second = self.second(x, state.second)
-        x = torch.nn.functional.leaky_relu((x + y) * (1 + scale3) + shift3, 0.1)
-        curves = self.leave(x).clamp(-9.0, 3.5).transpose(0, 1).reshape(-1, len(SIGNALS), bands)
-        gains = torch.exp(torch.matmul(curves, self.spread)).reshape(-1, len(SIGNALS), rows, 1, m)
-        mixed = (spectra * gains).sum(dim=1).reshape(-1, rows, 2 * m)
-
-        tails = self.dft.inverse(mixed).reshape(batch, hops, -1)
-        out, overlap = self.overlap(tails, state.overlap)
-        return out, GeneratorState(lowpass, envelope, counter, framer, first, second, overlap)
+        power = heard[:, :, 0].square().sum(dim=2)  # [batch, n, bins]
+        # A floor, not a sum: onnxruntime takes the addition of so small a number for none at all and drops it.
+        levels = torch.log(torch.matmul(power, self.measure).clamp_min(1e-9))
+        scale1, shift1, scale2, shift2 = self.steer(style).chunk(4, dim=-1)
+        x = torch.nn.functional.linear(
+            levels.transpose(0, 1),  # [n, batch, bands]
+            torch.matmul(self.enter.weight, self.normalise),
+            self.enter.bias + 0.6 * self.enter.weight[:, -1],
+        )
+        x = torch.nn.functional.leaky_relu(x * scale1 + shift1, 0.1)
+        y, body = self.body(x, state.body)
+        x = torch.nn.functional.leaky_relu((x + y) * scale2 + shift2, 0.1)
+        gains = torch.exp(self.leave(x).clamp(-9.0, 3.5)).transpose(0, 1).reshape(batch, hops, signals, bands)
+        out, bank = self.bank(spectra, gains, state.bank)
+        return out, GeneratorState(framer, envelope, noise, made_state, body, bank)
