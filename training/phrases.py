@@ -143,10 +143,13 @@ def with_texture(notes: Sequence[TuneNote], texture: str) -> tuple[TuneNote, ...
         weight[note.pitch % 12] += note.seconds
     scale = {int(step) for step in np.argsort(-weight, kind="stable")[:7] if weight[step] > 0}
     if texture == "thirds":
-        lower = [note.pitch - 3 if (note.pitch - 3) % 12 in scale else note.pitch - 4 for note in line]
-        return _merged(
-            line, [dataclasses.replace(n, pitch=p, velocity=n.velocity * 7 // 8) for n, p in zip(line, lower)]
-        )  # noqa: B905
+        lower = [
+            dataclasses.replace(
+                note, pitch=note.pitch - (3 if (note.pitch - 3) % 12 in scale else 4), velocity=note.velocity * 7 // 8
+            )
+            for note in line
+        ]
+        return _merged(line, lower)
     if texture == "chords":
         chords: list[TuneNote] = []
         lowest = min(note.pitch for note in line)
