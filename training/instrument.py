@@ -46,7 +46,8 @@ HERTZ = re.compile(r"(\d{2,4}\.\d+)|(\d{2,4}(?:\.\d+)?)hz", re.IGNORECASE)
 SEMITONE_OF = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 DYNAMICS = {"ppp": 0.15, "pp": 0.25, "p": 0.4, "mp": 0.5, "mf": 0.65, "f": 0.8, "ff": 0.9, "fff": 1.0}
 NOT_ONE_NOTE = re.compile(
-    r"arp|bend|chord|fifth|5th|glis|groov|loop|orch|octaves|phrase|riff|scale|sequence|slide|tremolo|trill", re.IGNORECASE
+    r"arp|bend|chord|fifth|5th|glis|groov|loop|orch|octaves|phrase|riff|scale|sequence|slide|tremolo|trill",
+    re.IGNORECASE,
 )
 
 
@@ -192,6 +193,10 @@ def _pitch(
     faded = np.flatnonzero(blocks < -32.0)
     seconds = min(1.2, (int(faded[0]) if len(faded) else len(blocks)) / 40.0 + 0.05)
     part = audio[onset + round(begin * sample_rate) :][: round(max(seconds, 0.2) * sample_rate)]
+    # YIN hears a decaying note too high: a shorter lag meets more alike levels. Even out the decay.
+    level = np.log(_levels(part, sample_rate // 20, sample_rate // 40))
+    slope = float(np.polyfit(np.arange(len(level)) / 40.0, level, 1)[0]) if len(level) > 3 else 0.0
+    part = (part * np.exp(-min(slope, 0.0) * np.arange(len(part)) / sample_rate)).astype(np.float32)
     rate = 24_000
     low = soxr.resample(part, sample_rate, rate, quality="HQ")
     low = np.pad(low, (0, max(0, 4096 + 600 - len(low))))

@@ -231,8 +231,8 @@ def plan_phrases(
     for path in tunes:
         folders.setdefault(path.parent, []).append(path)
     by_folder = list(folders.values())
-    # Every phrase made for a style brings it as many, on average, as a partner of others.
-    count = max(1, round(config.minutes_per_style * 60.0 / config.phrase_seconds / (1 + config.partners)))
+    # Each phrase made for a style is played on it twice, and each brings it, on average, ``partners`` of others.
+    count = max(1, round(config.minutes_per_style * 60.0 / config.phrase_seconds / (2 + config.partners)))
     played = dict.fromkeys(playing, 0)
     phrases: list[Phrase] = []
     for turn in range(count):
