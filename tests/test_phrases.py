@@ -247,7 +247,7 @@ def test_no_name_is_too_strange(name: str) -> None:
 def test_pitch_and_onset_are_measured(kind: str, pitch: float) -> None:
     found = measure(tone(pitch, 1.2, kind, silence=0.15), RATE, named=None)
     assert found.problem == ""
-    assert found.pitch == pytest.approx(pitch, abs=0.05 if pitch > 40 else 0.1)
+    assert found.pitch == pytest.approx(pitch, abs=0.05)
     late = 0.012 if kind == "bowed" else 0.004  # bowed notes rise in 40 ms
     assert 0.15 <= found.onset / RATE + 0.001 <= 0.15 + late + 0.001
     assert (found.steady_end > found.steady_start) == (kind == "bowed")
@@ -493,10 +493,11 @@ def test_pairs_are_aligned_different_and_of_their_style(place: Path, bank: Phras
         assert batch.input_raw.shape == (int(batch.paired.sum()), samples)
         assert 3 not in batch.style[batch.paired].tolist()  # drums play no phrases
         pairs += int(batch.paired.sum())
-        assert not torch.equal(batch.input_raw, batch.raw[batch.paired])
+        for heard, wanted in zip(batch.input_raw, batch.raw[batch.paired], strict=True):
+            assert not torch.equal(heard, wanted)
     assert 0.18 < pairs / rows < 0.42  # 0.4 of the three styles in four that can
-    again = batches.batch(7), batches.batch(7)
-    assert all(torch.equal(a, b) for a, b in zip(again[0], again[1], strict=True) if isinstance(a, torch.Tensor))
+    for one, other in zip(batches.batch(7), batches.batch(7), strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 
 def test_both_of_a_pair_are_the_same_playing(bank: PhraseBank) -> None:

@@ -6,6 +6,7 @@ note are left out, each with its reason.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -223,7 +224,11 @@ def _pitch(
 def _fine_pitch(part: NDArray[np.float32], sample_rate: int, pitch: float) -> tuple[float, float]:
     """Median of YIN within a semitone of ``pitch``, and half the range of its middle half, in semitones."""
     hertz = midi_to_hertz(pitch)
-    frame = max(2048, 1 << math.ceil(math.log2(3.5 * sample_rate / hertz)))
+    least = max(2048, 1 << math.ceil(math.log2(3.5 * sample_rate / hertz)))
+    # Many periods, where there are as many: with few, YIN is up to 7 cents off.
+    frame = max(4096, 1 << math.ceil(math.log2(8.0 * sample_rate / hertz)))
+    while frame > least and frame + frame // 4 > len(part):
+        frame //= 2
     part = np.pad(part, (0, max(0, frame + frame // 4 - len(part))))
     found = librosa.yin(
         part, fmin=hertz / 1.06, fmax=hertz * 1.06, sr=sample_rate, frame_length=frame, hop_length=512, center=False
@@ -327,6 +332,12 @@ class Instrument:
     def distance(self, pitch: float) -> float:
         """Semitones to the nearest recorded note."""
         return min(abs(note.pitch - pitch) for note in self.notes)
+
+    @property
+    def varied(self) -> bool:
+        """Whether some pitch was recorded more than once, so that two takes of a phrase differ."""
+        pitches = sorted(note.pitch for note in self.notes)
+        return any(above - below < 0.5 for below, above in itertools.pairwise(pitches))
 
     def can_play(self, pitch: float) -> bool:
         return self.distance(pitch) <= WIDEST_SHIFT_SEMITONES

@@ -487,7 +487,8 @@ def render_phrases(
     jobs: list[tuple[int, int, int]] = []
     for number, phrase in enumerate(phrases):
         jobs += [(number, row, 0) for row in phrase.players]
-        jobs.append((number, phrase.players[0], 1))  # so that a style is paired with itself, too
+        if _instrument(instruments, phrase.players[0]).varied:
+            jobs.append((number, phrase.players[0], 1))  # so that a style is paired with itself, too
     renderings: list[list[Rendering]] = [[] for _ in recipe.style]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for done, (job, rendering) in enumerate(zip(jobs, pool.map(perform, jobs), strict=True), 1):
@@ -509,6 +510,14 @@ class PhraseSampler:
         for style in bank.renderings:
             for rendering in style:
                 self._by_phrase.setdefault(rendering.phrase, []).append(rendering)
+        self._paired = [
+            [rendering for rendering in style if len(self._by_phrase[rendering.phrase]) > 1]
+            for style in bank.renderings
+        ]
+
+    def has_pairs(self, style: int) -> bool:
+        """Whether ``draw_pair`` has anything to draw from."""
+        return bool(self._paired[style])
 
     def __contains__(self, style: int) -> bool:
         return bool(self._by_style[style])
@@ -525,7 +534,7 @@ class PhraseSampler:
 
         The long-term level of both is the same.
         """
-        target = self._by_style[style][int(random.integers(len(self._by_style[style])))]
+        target = self._paired[style][int(random.integers(len(self._paired[style])))]
         others = [item for item in self._by_phrase[target.phrase] if item is not target]
         played = others[int(random.integers(len(others)))]
         heard, wanted = self._excerpt([played, target], samples, random)

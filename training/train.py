@@ -100,7 +100,7 @@ class TrainingBatches(IterableDataset[Batch]):
         paired = np.zeros(count, dtype=bool)
         for row, style in enumerate(chosen.tolist()):
             kind = random.uniform() if style in self.phrases else 1.0
-            if kind < recipe.phrases.pair_share:
+            if kind < recipe.phrases.pair_share and self.phrases.has_pairs(style):
                 paired[row] = True
                 played, answer = self.phrases.draw_pair(style, samples, random)
                 heard.append(played)
