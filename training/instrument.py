@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 MEASURE_VERSION = 1
 LONGEST_NOTE_SECONDS = 20.0
 LOWEST_HZ, HIGHEST_HZ = 27.0, 4500.0
-ONSET_DB = -20.0  # a note starts where it first comes this near to the level that its attack reaches
+ONSET_DB = -20.0  # a note starts where it comes this near to the level that its attack reaches
 FADE_IN_SECONDS = 0.003  # before the onset
 LONGEST_ATTACK_SECONDS = 0.1  # a slower attack is entered late, so that the note sounds when it should
 LEGATO_ATTACK_SECONDS = 0.03  # the same where one note is slurred to the next
@@ -47,7 +47,7 @@ HERTZ = re.compile(r"(\d{2,4}\.\d+)|(\d{2,4}(?:\.\d+)?)hz", re.IGNORECASE)
 SEMITONE_OF = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 DYNAMICS = {"ppp": 0.15, "pp": 0.25, "p": 0.4, "mp": 0.5, "mf": 0.65, "f": 0.8, "ff": 0.9, "fff": 1.0}
 NOT_ONE_NOTE = re.compile(
-    r"arp|bend|chord|fifth|5th|glis|groov|loop|orch|octaves|phrase|riff|scale|sequence|slide|tremolo|trill",
+    r"arp|bend|chord|fifth|5th|glis|groov|loop|orch|octaves|phrase|riff|scale|sequence|slide|stacc|tremolo|trill",
     re.IGNORECASE,
 )
 
@@ -149,7 +149,12 @@ def measure(audio: NDArray[np.float32], sample_rate: int, named: float | None) -
     slow = _levels(audio, sample_rate // 50, hop)
     audible = int(np.argmax(fast > 0.03 * fast.max()))
     reached = float(slow[audible : audible + 1000].max())
-    above = int(np.argmax(fast > reached * 10.0 ** (ONSET_DB / 20.0)))
+    half = audible + int(np.argmax(fast[audible:] > 0.5 * reached))
+    # From the attack back to the last hundredth of a second of quiet: noises before it do not count.
+    still = (
+        np.convolve(fast[: half + 1] < reached * 10.0 ** (ONSET_DB / 20.0), np.ones(10), mode="full")[: half + 1] > 9.5
+    )
+    above = int(np.flatnonzero(still)[-1]) + 1 if still.any() else 0
     # The window that first holds 1 % of the power of the attack ends where the attack begins.
     onset = min(above * hop + (window - hop if above else 0), len(audio) - 1)
     first = onset // hop
@@ -342,12 +347,17 @@ class Instrument:
     def can_play(self, pitch: float) -> bool:
         return self.distance(pitch) <= WIDEST_SHIFT_SEMITONES
 
-    def choose(self, pitch: int, dynamic: float, turn: int) -> Note:
-        """The nearest note of the nearest dynamic; of equally good ones number ``turn``, round and round."""
+    def choose(self, pitch: int, dynamic: float, turn: int, seconds: float = 0.0) -> Note:
+        """The nearest note of the nearest dynamic; of equally good ones number ``turn``, round and round.
+
+        Of sustained notes, one that lasts or can be looped for ``seconds`` is worth a fourth in pitch.
+        """
 
         def far(note: Note) -> float:
             other = 0.0 if note.dynamic is None else abs(note.dynamic - dynamic)
-            return abs(note.pitch - pitch) + 3.0 * other
+            loops = note.measured.steady_end > 0 or not self.articulation.sustained
+            lasts = loops or note.recording.seconds - note.measured.onset / note.recording.sample_rate > 1.3 * seconds
+            return abs(note.pitch - pitch) + 3.0 * other + (0.0 if lasts else 5.0)
 
         nearest = min(far(note) for note in self.notes)
         equal = [note for note in self.notes if far(note) <= nearest + 0.5]
@@ -361,7 +371,7 @@ class Instrument:
         All notes have one loudness; ``dynamic`` (0 to 1) only chooses the recording. ``slurred``: follows another note
         at once; ``slurs_on``: is followed at once.
         """
-        note = self.choose(pitch, dynamic, turn)
+        note = self.choose(pitch, dynamic, turn, seconds)
         measured, manner = note.measured, self.articulation
         rate = note.recording.sample_rate
         ratio = 2.0 ** ((pitch - note.pitch) / 12.0)
