@@ -280,6 +280,19 @@ def test_octaves_are_those_that_sound_and_stray_octaves_follow_the_rest(tmp_path
     assert [note.pitch for note in instrument.notes] == pytest.approx([49.2, 53.2, 57.2, 61.2, 65.2], abs=0.05)
 
 
+@pytest.mark.parametrize("named", [None, 60.0])
+@pytest.mark.parametrize("seed", range(8))
+def test_no_sound_is_too_strange(seed: int, named: float | None) -> None:
+    random = np.random.default_rng(seed)
+    audio = np.zeros(int(random.integers(RATE // 5, RATE)), dtype=np.float32)
+    start = int(random.integers(0, len(audio) - 10))
+    stop = int(random.integers(start + 1, len(audio)))
+    audio[start:stop] = random.normal(size=stop - start) * 0.1
+    found = measure(audio, RATE, named)
+    assert found.problem or math.isfinite(found.pitch)
+    assert 0 <= found.onset < len(audio)
+
+
 def test_measurements_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_notes(tmp_path / "violin", [60, 64, 67], 0.6, "bowed")
     from training import instrument as module

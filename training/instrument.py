@@ -157,6 +157,8 @@ def measure(audio: NDArray[np.float32], sample_rate: int, named: float | None) -
     above = int(np.flatnonzero(still)[-1]) + 1 if still.any() else 0
     # The window that first holds 1 % of the power of the attack ends where the attack begins.
     onset = min(above * hop + (window - hop if above else 0), len(audio) - 1)
+    if len(audio) - onset < sample_rate // 8:
+        return Measured(problem="ends before its pitch can be told")
     first = onset // hop
     attack = int(np.argmax(slow[first:] > 0.5 * reached)) * hop if first < len(slow) else 0
     blocks = _levels(audio[onset : onset + 2 * sample_rate], sample_rate // 10, sample_rate // 40)
