@@ -47,7 +47,7 @@ HERTZ = re.compile(r"(\d{2,4}\.\d+)|(\d{2,4}(?:\.\d+)?)hz", re.IGNORECASE)
 SEMITONE_OF = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 DYNAMICS = {"ppp": 0.15, "pp": 0.25, "p": 0.4, "mp": 0.5, "mf": 0.65, "f": 0.8, "ff": 0.9, "fff": 1.0}
 NOT_ONE_NOTE = re.compile(
-    r"arp|bend|chord|fifth|5th|glis|groov|loop|orch|octaves|phrase|riff|scale|sequence|slide|stacc|tremolo|trill",
+    r"arp|bend|chord|fifth|5th|glis|groov|harmonic|loop|orch|octaves|phrase|riff|scale|sequence|slide|stacc|tremolo|trill",
     re.IGNORECASE,
 )
 
