@@ -154,6 +154,9 @@ def card_of(trained: TrainedModel, description: str) -> Card:
                 round(sum(recording["seconds"] for recording in splits["train"]) / 60, 2),
             )
         )
+    tunes = card.get("tunes", [])
+    if tunes:
+        sources.append(Source("tunes", recipe.phrases.licence, recipe.phrases.attribution, len(tunes), 0.0))
     return Card(
         description=description or f"Styles: {', '.join(entry.label for entry in recipe.style)}",
         objective=recipe.objective,

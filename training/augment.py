@@ -7,12 +7,12 @@ minimum-phase: no part of the input comes before its cause in the target, so a c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from training.recipe import AugmentConfig
+from training.recipe import AugmentConfig, PhrasesConfig
 
 FILTER_FFT_SIZE = 8192  # long enough for the cepstrum of a steep low-pass not to wrap
 ENVELOPE_HOP_SAMPLES = 256
@@ -203,3 +203,59 @@ def make_pair(raw: Tensor, samples: int, sample_rate: int, config: AugmentConfig
     silent = _chance(generator, batch, config.silence_chance)
     gain = torch.where(silent, torch.zeros_like(gain), gain)
     return Pair(hidden * gain, target * gain)
+
+
+def add_room(audio: Tensor, sample_rate: int, chance: float, generator: torch.Generator) -> Tensor:
+    """[batch, samples] in a random room: the direct sound unchanged, then noise that decays exponentially.
+
+    Such noise is the usual model of late reverberation: Moorer, "About this reverberation business", 1979.
+    """
+    batch = audio.shape[0]
+    seconds = torch.arange(round(0.4 * sample_rate), device=audio.device) / sample_rate
+    sixty_db_seconds = _uniform(generator, batch, 0.1, 0.6)
+    noise = torch.randn(batch, len(seconds), generator=generator, device=audio.device)
+    tail = noise * torch.exp(-math.log(1000.0) * seconds / sixty_db_seconds) * (seconds > 0.004)
+    share = 10.0 ** (_uniform(generator, batch, -26.0, -8.0) / 20.0)
+    share = torch.where(_chance(generator, batch, chance), share, torch.zeros_like(share))
+    tail = tail / torch.linalg.vector_norm(tail, dim=-1, keepdim=True).clamp_min(1e-8) * share
+    tail[:, 0] = 1.0
+    size = 1 << (audio.shape[-1] + tail.shape[-1] - 2).bit_length()
+    product = torch.fft.rfft(audio, n=size) * torch.fft.rfft(tail, n=size)
+    return torch.fft.irfft(product, n=size)[:, : audio.shape[-1]]
+
+
+def make_true_pair(
+    heard: Tensor,
+    wanted: Tensor,
+    samples: int,
+    sample_rate: int,
+    config: AugmentConfig,
+    phrases: PhrasesConfig,
+    generator: torch.Generator,
+) -> Pair:
+    """Two renderings of one phrase [batch, raw_samples(samples)] -> input and target [batch, samples].
+
+    Both are retuned alike; only the input meets an equaliser, a room and noise. Both keep their level to each other
+    and get one gain, drawn per row, which lets neither exceed full scale. A few rows fall silent.
+    """
+    batch = heard.shape[0]
+    semitones = phrases.tuning_semitones * _uniform(generator, batch, -1.0, 1.0)
+    target = change_pitch(wanted, semitones, samples)
+    played = change_pitch(heard, semitones, samples)
+    light = replace(
+        config,
+        octave_gain_db=phrases.equaliser_db,
+        bump_gain_db=min(config.bump_gain_db, phrases.equaliser_db),
+        lowpass_chance=0.3 * config.lowpass_chance,
+        comb_chance=0.3 * config.comb_chance,
+        flatten_chance=0.0,
+        saturate_chance=0.3 * config.saturate_chance,
+    )
+    played = hide_style(add_room(played, sample_rate, phrases.room_chance, generator), sample_rate, light, generator)
+
+    loudness = torch.maximum(rms(played), rms(target))
+    gain = 10.0 ** (_uniform(generator, batch, *config.level_dbfs) / 20.0) / loudness.clamp_min(1e-8)
+    peak = torch.maximum(played.abs().amax(dim=-1, keepdim=True), target.abs().amax(dim=-1, keepdim=True))
+    gain = torch.minimum(gain, 0.99 / peak.clamp_min(1e-8))
+    gain = torch.where(_chance(generator, batch, config.silence_chance), torch.zeros_like(gain), gain)
+    return Pair(played * gain, target * gain)

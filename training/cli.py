@@ -16,6 +16,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from training.library import Library
+    from training.phrases import PhraseBank
     from training.recipe import Recipe
 
 
@@ -49,6 +50,7 @@ def train(
         from training.checkpoint import CheckpointError
         from training.library import LibraryError, load_library
         from training.objectives.restore import TrainingError
+        from training.phrases import PhraseError, render_phrases
         from training.recipe import RecipeError, load_recipe
         from training.train import RunOptions, resume_point, run_training, set_aside
     except ModuleNotFoundError as error:
@@ -80,13 +82,20 @@ def train(
                 cache,
                 lambda at, of: status.update(f"reading recordings: {at} of {of}"),
             )
-        _describe(console, plan, library)
+            phrases = render_phrases(
+                plan,
+                library,
+                data or recipe.parent,
+                cache,
+                lambda what, at, of: status.update(f"{what}: {at} of {of}"),
+            )
+        _describe(console, plan, library, phrases)
         if checkpoint:
             console.print(f"goes on from step {done} of {plan.trainer.steps} in {checkpoint}", markup=False)
         if fresh and leads:
             set_aside(folder)
-        result = run_training(plan, library, options)
-    except (RecipeError, LibraryError, CheckpointError, TrainingError, OSError) as error:
+        result = run_training(plan, library, options, phrases)
+    except (RecipeError, LibraryError, PhraseError, CheckpointError, TrainingError, OSError) as error:
         console.print("[red]cannot train:[/] ", end="")
         console.print(str(error), soft_wrap=True, highlight=False, markup=False)
         raise typer.Exit(1) from None
@@ -107,16 +116,19 @@ def train(
     console.print(f"next: restyle export {best} {plan.name}.onnx", soft_wrap=True, markup=False)
 
 
-def _describe(console: Console, recipe: Recipe, library: Library) -> None:
-    table = Table("style", "minutes", "train", "validation", "test")
-    for entry, style in zip(recipe.style, library.styles, strict=True):
+def _describe(console: Console, recipe: Recipe, library: Library, phrases: PhraseBank | None) -> None:
+    table = Table("style", "minutes", "train", "validation", "test", *(["minutes of phrases"] if phrases else []))
+    for row, (entry, style) in enumerate(zip(recipe.style, library.styles, strict=True)):
         everything = (*style.train, *style.validation, *style.test)
         minutes = sum(recording.seconds for recording in everything) / 60
         table.add_row(
-            entry.label, f"{minutes:.1f}", *(str(len(part)) for part in (style.train, style.validation, style.test))
+            entry.label,
+            f"{minutes:.1f}",
+            *(str(len(part)) for part in (style.train, style.validation, style.test)),
+            *([f"{phrases.minutes[row]:.1f}"] if phrases else []),
         )
     console.print(table)
-    for warning in library.warnings:
+    for warning in (*library.warnings, *(phrases.warnings if phrases else ())):
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
     for skipped in library.skipped:
         console.print(f"[yellow]skipped:[/] {escape(f'{skipped.path}: {skipped.reason}')}", soft_wrap=True)

@@ -173,7 +173,7 @@ def read_mono(path: Path, sample_rate: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a temporary name, then rename: readers and other processes never see half a file."""
     # Copies of one file may be decoded by two threads at once, into one and the same path.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp.npy")
@@ -234,7 +234,7 @@ class RecordingCache:
         except (OSError, ValueError) as error:
             return _Decoded("", "", 0, -np.inf, str(error))
         target = self.audio_path(sha256)
-        _replace(target, lambda temporary: np.save(temporary, audio))
+        replace_file(target, lambda temporary: np.save(temporary, audio))
         result = _Decoded(
             sha256, hashlib.sha256(audio.data).hexdigest(), len(audio), loudest_block(audio, self.sample_rate)[1]
         )
@@ -243,7 +243,7 @@ class RecordingCache:
 
     def save_index(self) -> None:
         text = json.dumps({"version": CACHE_VERSION, "files": self._index})
-        _replace(self._index_path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        replace_file(self._index_path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def loudest_block(audio: NDArray[np.float32], sample_rate: int) -> tuple[slice, float]:

@@ -144,6 +144,38 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class PhrasesConfig:
+    """Tunes played on the styles' own notes, and true pairs of them; see training/phrases.py. Zero minutes: none."""
+
+    minutes_per_style: float = 0.0  # rendered before training starts, about
+    midi_folder: str = "midi"  # of tunes, below the folder of recordings
+    phrase_seconds: float = 20.0
+    partners: int = 3  # other styles that play each phrase too
+    pair_share: float = 0.4  # of training rows: one style's playing in, another's playing of the same out
+    phrase_share: float = 0.2  # of training rows: a phrase, its style hidden; what is left are recordings
+    equaliser_db: float = 6.0  # what the input of a pair meets on its way: up to this much per octave, ...
+    room_chance: float = 0.4  # ... a room, besides augment's noise
+    tuning_semitones: float = 0.5  # input and target of a pair together, up to this much up or down
+    licence: str = ""  # of the tunes
+    attribution: str = ""
+
+    def __post_init__(self) -> None:
+        at = "phrases."
+        _at_least(self, at, 0, "minutes_per_style", "equaliser_db", "tuning_semitones")
+        _at_most(self, at, 600, "minutes_per_style")
+        _at_least(self, at, 1, "phrase_seconds", "partners")
+        _at_most(self, at, 600, "phrase_seconds")
+        _chances(self, at, "pair_share", "phrase_share", "room_chance")
+        if self.pair_share + self.phrase_share > 1.0:
+            raise ValueError(
+                "phrases.pair_share, phrases.phrase_share: must not add up to more than 1, "
+                f"got {self.pair_share + self.phrase_share:g}"
+            )
+        if not self.midi_folder.strip():
+            raise ValueError("phrases.midi_folder: is empty; name the folder of MIDI files")
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Weights of the sum; a weight of zero leaves the term out. Definitions: training/losses.py."""
 
@@ -227,6 +259,7 @@ class Recipe:
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    phrases: PhrasesConfig = field(default_factory=PhrasesConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -242,6 +275,13 @@ class Recipe:
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise ValueError(f"style.id: '{', '.join(twice)}' is named twice; ids must differ")
+        if self.phrases.tuning_semitones > self.augment.pitch_semitones:
+            raise ValueError(
+                "phrases.tuning_semitones: must be at most augment.pitch_semitones "
+                f"({self.augment.pitch_semitones:g}), got {self.phrases.tuning_semitones:g}"
+            )
+        if self.phrases.minutes_per_style and self.phrases.phrase_seconds < 4 * self.data.segment_seconds:
+            raise ValueError("phrases.phrase_seconds: must be at least four times data.segment_seconds")
         answer = self.segment_samples - self.spectral.stream_delay_samples
         if answer < LEVEL_SECONDS * self.spectral.sample_rate:
             raise ValueError(

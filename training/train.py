@@ -31,6 +31,7 @@ from training.checkpoint import AtomicCheckpointIO, check_resumable
 from training.library import ExcerptSampler, Library
 from training.objectives import objective_class
 from training.objectives.restore import Batch, TrainingError
+from training.phrases import PhraseBank, PhraseSampler
 from training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -66,11 +67,22 @@ class RunResult:
 
 
 class TrainingBatches(IterableDataset[Batch]):
-    """Endless batches from ``first_step`` on, the same whatever the number of workers; styles take turns."""
+    """Endless batches from ``first_step`` on, the same whatever the number of workers; styles take turns.
 
-    def __init__(self, samplers: list[ExcerptSampler], recipe: Recipe, first_step: int, rank: int) -> None:
+    With phrases, each row is a true pair, a phrase or recordings, by chance; styles without phrases have recordings.
+    """
+
+    def __init__(
+        self,
+        samplers: list[ExcerptSampler],
+        recipe: Recipe,
+        first_step: int,
+        rank: int,
+        phrases: PhraseSampler | None = None,
+    ) -> None:
         super().__init__()
         self.samplers, self.recipe, self.first_step, self.rank = samplers, recipe, first_step, rank
+        self.phrases = phrases
 
     def batch(self, step: int) -> Batch:
         """Batch number ``step`` of this process."""
@@ -80,8 +92,30 @@ class TrainingBatches(IterableDataset[Batch]):
         count, styles = recipe.trainer.batch_size, len(self.samplers)
         turns = [random.permutation(styles) for _ in range(-(-count // styles))]
         chosen = np.concatenate(turns)[:count]
-        raw = np.stack([self.samplers[style].draw(samples, random) for style in chosen])
-        return Batch(torch.from_numpy(raw), torch.from_numpy(chosen), int(random.integers(2**31)))
+        if self.phrases is None:
+            raw = np.stack([self.samplers[style].draw(samples, random) for style in chosen])
+            return Batch(torch.from_numpy(raw), torch.from_numpy(chosen), int(random.integers(2**31)))
+        wanted: list[NDArray[np.float32]] = []
+        heard: list[NDArray[np.float32]] = []
+        paired = np.zeros(count, dtype=bool)
+        for row, style in enumerate(chosen.tolist()):
+            kind = random.uniform() if style in self.phrases else 1.0
+            if kind < recipe.phrases.pair_share and self.phrases.has_pairs(style):
+                paired[row] = True
+                played, answer = self.phrases.draw_pair(style, samples, random)
+                heard.append(played)
+                wanted.append(answer)
+            elif kind < recipe.phrases.pair_share + recipe.phrases.phrase_share:
+                wanted.append(self.phrases.draw(style, samples, random))
+            else:
+                wanted.append(self.samplers[style].draw(samples, random))
+        return Batch(
+            torch.from_numpy(np.stack(wanted)),
+            torch.from_numpy(chosen),
+            int(random.integers(2**31)),
+            torch.from_numpy(paired) if heard else None,
+            torch.from_numpy(np.stack(heard)) if heard else None,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -123,15 +157,16 @@ def _quiet_worker(_: int) -> None:
 class RecordingsModule(LightningDataModule):
     """Batches for Lightning; training starts where the restored run left off."""
 
-    def __init__(self, library: Library, recipe: Recipe) -> None:
+    def __init__(self, library: Library, recipe: Recipe, phrases: PhraseBank | None = None) -> None:
         super().__init__()
-        self.library, self.recipe = library, recipe
+        self.library, self.recipe, self.phrases = library, recipe, phrases
         self.validation = validation_batches(library, recipe)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
         samplers = [ExcerptSampler(style.train, self.recipe.data) for style in self.library.styles]
-        batches = TrainingBatches(samplers, self.recipe, self.trainer.global_step, self.trainer.global_rank)
+        phrases = PhraseSampler(self.phrases) if self.phrases else None
+        batches = TrainingBatches(samplers, self.recipe, self.trainer.global_step, self.trainer.global_rank, phrases)
         workers = self.recipe.data.workers
         return DataLoader(batches, batch_size=None, num_workers=workers, worker_init_fn=_quiet_worker)
 
@@ -204,16 +239,21 @@ def resume_point(recipe: Recipe, options: RunOptions) -> tuple[Path | None, int]
     return path, check_resumable(path, recipe)
 
 
-def run_training(recipe: Recipe, library: Library, options: RunOptions) -> RunResult:
-    """Train until the recipe's steps are done, the time is over or a signal comes; then a checkpoint is on disk."""
+def run_training(recipe: Recipe, library: Library, options: RunOptions, phrases: PhraseBank | None = None) -> RunResult:
+    """Train until the recipe's steps are done, the time is over or a signal comes; then a checkpoint is on disk.
+
+    ``phrases``: what render_phrases made for this recipe and library.
+    """
     resume, done = resume_point(recipe, options)
     out = options.out_folder
     out.mkdir(parents=True, exist_ok=True)
     _silence_lightning()
     seed_everything(recipe.trainer.seed, verbose=False)
     card = {"recordings": library.describe(), "skipped": [[str(s.path.name), s.reason] for s in library.skipped]}
+    if phrases is not None:
+        card["tunes"] = sorted({phrase.tune for phrase in phrases.phrases})
     module = objective_class(recipe.objective)(recipe, card)
-    data = RecordingsModule(library, recipe)
+    data = RecordingsModule(library, recipe, phrases)
     last = out / f"{LAST}.ckpt"
     stop = GracefulStop(last, options.max_minutes)
     common = {"dirpath": str(out), "auto_insert_metric_name": False, "enable_version_counter": False}

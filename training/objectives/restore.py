@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from training.augment import Pair, make_pair
+from training.augment import Pair, make_pair, make_true_pair
 from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, CheckpointError
 from training.losses import LossTerms, SpectralLoss
 from training.models.generator import Generator
@@ -42,6 +42,8 @@ class Batch(NamedTuple):
     raw: Tensor  # [batch, raw samples], float32
     style: Tensor  # [batch], row of the style table
     seed: int  # of everything random that happens to this batch
+    paired: Tensor | None = None  # [batch], rows whose input is another rendering of the same phrase
+    input_raw: Tensor | None = None  # [paired rows, raw samples], in the order of those rows
 
 
 def on_device(state: Any, device: torch.device) -> Any:
@@ -90,7 +92,17 @@ class RestoreObjective(LightningModule):
         if validation:
             config = dataclasses.replace(config, identity_chance=0.0, silence_chance=0.0)
         random = torch.Generator(device=batch.raw.device).manual_seed(batch.seed)
-        return make_pair(batch.raw, self.recipe.segment_samples, self.recipe.spectral.sample_rate, config, random)
+        samples, rate = self.recipe.segment_samples, self.recipe.spectral.sample_rate
+        if batch.paired is None or batch.input_raw is None:
+            return make_pair(batch.raw, samples, rate, config, random)
+        result = Pair(*(torch.empty(len(batch.raw), samples, device=batch.raw.device) for _ in range(2)))
+        wanted, alone = batch.raw[batch.paired], batch.raw[~batch.paired]
+        true = make_true_pair(batch.input_raw, wanted, samples, rate, config, self.recipe.phrases, random)
+        result.input[batch.paired], result.target[batch.paired] = true.input, true.target
+        if len(alone):
+            pseudo = make_pair(alone, samples, rate, config, random)
+            result.input[~batch.paired], result.target[~batch.paired] = pseudo.input, pseudo.target
+        return result
 
     def restore(self, audio: Tensor, style: Tensor, averaged: bool = False) -> Tensor:
         """audio [batch, samples], style [batch] -> audio [batch, samples - latency], aligned to the input's start."""
