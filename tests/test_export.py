@@ -86,14 +86,13 @@ def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
     assert manifest.weight_count == sum(p.numel() for p in exported.generator.parameters())
     states = {state.name: state.shape for state in manifest.states}
     assert states == {
-        "lowpass.history": (1, 127),
-        "envelope.energy": (2, 3),
-        "envelope.level": (2, 1),
+        "framer.history": (1, 896),
+        "envelope.energy": (1, 3),
+        "envelope.level": (1, 1),
         "noise.count": (1,),
-        "framer.history": (4, 896),
-        "first.hidden": (16,),
-        "second.hidden": (16,),
-        "overlap.tail": (128,),
+        "made.history": (3, 896),
+        "body.hidden": (16,),
+        "bank.gains": (4, 12),
     }
 
 
