@@ -14,6 +14,8 @@ import pytest
 import soundfile
 from typer.testing import CliRunner, Result
 
+pytest.importorskip("torch")
+
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, Bundle, read_bundle
 from realtime.cli import app
 from training import measures
