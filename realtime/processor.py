@@ -38,13 +38,8 @@ class Meters:
     fault: str = ""
 
 
-def limit(x: NDArray[np.float32], energy: float = math.inf) -> None:
-    """Bend samples above the knee smoothly towards full scale, in place; memoryless, so it adds no latency.
-
-    ``energy``, the sum of squares if it is known, rules out most hops at once.
-    """
-    if energy <= LIMITER_KNEE**2:
-        return
+def limit(x: NDArray[np.float32]) -> None:
+    """Bend samples above the knee smoothly towards full scale, in place; memoryless, so it adds no latency."""
     magnitude = np.abs(x)
     if magnitude.max() <= LIMITER_KNEE:
         return
@@ -127,8 +122,12 @@ class Processor:
         self.stream = Stream(self.bundle, channels, self.hops_per_step, self.provider)
         hop = self._step_samples
         self._ramp: NDArray[np.float32] = (np.arange(1, hop + 1, dtype=np.float32) / np.float32(hop))[None]
-        self._dry = np.zeros((channels, self.manifest.stream_delay_samples + hop), np.float32)
-        self._out = np.zeros((channels, hop), np.float32)
+        delay = self.manifest.stream_delay_samples
+        self._dry = np.zeros((channels, delay + hop), np.float32)
+        # Views are made here: after a graph has emptied the caches, each call into numpy costs microseconds.
+        self._dry_past, self._dry_shifted = self._dry[:, :delay], self._dry[:, hop:]
+        self._dry_newest, self._dry_now = self._dry[:, delay:], self._dry[:, :hop]
+        self._out, self._spare = np.zeros((channels, hop), np.float32), np.zeros((channels, hop), np.float32)
         self._scratch = np.zeros((channels, hop), np.float32)
         self._times = np.zeros((TIMES_KEPT, 2), np.float32)
         self._block_out = np.zeros((channels, max_block), np.float32)
@@ -179,6 +178,11 @@ class Processor:
         while at < samples:
             position = self._position
             count = min(hop - position, samples - at)
+            if count == samples == hop:  # the usual block
+                result[:] = self._out
+                gathered[:] = planar
+                self._hop()
+                break
             result[:, at : at + count] = self._out[:, position : position + count]
             gathered[:, position : position + count] = planar[:, at : at + count]
             at += count
@@ -202,36 +206,42 @@ class Processor:
         new = self._gains
         if old.input != 1.0 or new.input != 1.0:
             x *= self._slope(old.input, new.input)
-        energy = float(np.vdot(x, x))
+        flat = x.ravel()
+        energy = float(flat.dot(flat))  # a method: np.vdot has more of Python to it
         if not math.isfinite(energy):
             meters.bad_input_hops += self.hops_per_step
             np.nan_to_num(x, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
             np.clip(x, -1.0, 1.0, out=x)
-            energy = float(np.vdot(x, x))
+            energy = float(flat.dot(flat))
         # Dry waits as long as the wet signal does.
-        delay = self._dry.shape[1] - x.shape[1]
-        self._dry[:, :delay] = self._dry[:, -delay:]
-        self._dry[:, delay:] = x
-        dry = self._dry[:, : x.shape[1]]
+        self._dry_past[:] = self._dry_shifted
+        self._dry_newest[:] = x
+        dry = self._dry_now
         before = perf_counter_ns()
         wet = self._graph()
         after = perf_counter_ns()
-        if wet is not None and math.isfinite(np.vdot(wet, wet)):
-            trusted = self._trust
-            if trusted < 1.0:
-                self._trust = min(1.0, trusted + 1.0 / self._fade_steps)
-            self._mix(wet, dry, old.under(trusted), new.under(self._trust))
+        out, self._out, self._spare = self._spare, self._spare, self._out
+        energy_out, trusted = math.nan, self._trust
+        trust = trusted
+        if wet is not None:
+            trust = trusted if trusted == 1.0 else min(1.0, trusted + 1.0 / self._fade_steps)
+            self._mix(wet, dry, old.under(trusted), new.under(trust))
+            flat = out.ravel()
+            energy_out = float(flat.dot(flat))  # not a number if one sample is not
+        if math.isfinite(energy_out):
+            self._trust = trust
         else:
             self._fall_back(dry, old.under(0.0), new.under(0.0))
-        out = self._out
-        energy_out = float(np.vdot(out, out))
-        limit(out, energy_out)
+            flat = out.ravel()
+            energy_out = float(flat.dot(flat))
+        if energy_out > LIMITER_KNEE**2:  # otherwise no sample is above the knee
+            limit(out)
         meters.input_rms = math.sqrt(energy / x.size)
         meters.output_rms = math.sqrt(energy_out / x.size)
-        times = self._times[meters.hops % TIMES_KEPT]
+        row = meters.hops % TIMES_KEPT
         meters.hops += 1
-        times[1] = (after - before) * 1e-6
-        times[0] = (perf_counter_ns() - start) * 1e-6
+        self._times[row, 1] = (after - before) * 1e-6
+        self._times[row, 0] = (perf_counter_ns() - start) * 1e-6
 
     def _graph(self) -> NDArray[np.float32] | None:
         """The graph's step [channels, step samples], None if it raised."""
@@ -255,10 +265,10 @@ class Processor:
         self._style += (self._goal.style - self._style) * share
         self.stream.style[:] = self._style
 
-    def _slope(self, start: float, stop: float) -> NDArray[np.float32] | np.float32:
+    def _slope(self, start: float, stop: float) -> NDArray[np.float32] | float:
         """Gain over one hop: a straight line, or one number where nothing moves."""
         if start == stop:
-            return np.float32(stop)
+            return stop
         return self._ramp * np.float32(stop - start) + np.float32(start)
 
     def _mix(self, wet: NDArray[np.float32], dry: NDArray[np.float32], old: _Gains, new: _Gains) -> None:
@@ -276,8 +286,7 @@ class Processor:
         """The graph's hop is unusable: the dry signal at the same delay, joined without a step, and a fresh start."""
         assert self.stream is not None
         self.meters.bad_output_hops += self.hops_per_step
-        out = self._out
-        last = out[:, -1:].copy()
+        out, last = self._out, self._spare[:, -1:]
         np.multiply(dry, self._slope(old.dry, new.dry), out=out)
         if self._trust > 0.0:
             out += (last - out[:, :1]) * (1.0 - self._ramp)
