@@ -26,6 +26,24 @@ attribution = "Weresax, Karoryfer Samples"
 """
 """One style of a recipe."""
 
+
+def tiny_recipe(segment_seconds: float) -> str:
+    """The start of a recipe that trains in seconds; sections that a test cares about come after it."""
+    return f"""
+name = "tiny"
+[model]
+style_dim = 4
+band_count = 8
+hidden = 16
+[data]
+segment_seconds = {segment_seconds}
+workers = 0
+[loss]
+fft_sizes = [256, 512]
+mel_band_counts = [16, 32]
+"""
+
+
 _numbers = itertools.count()
 
 

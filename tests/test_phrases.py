@@ -21,6 +21,7 @@ import torch
 from typer.testing import CliRunner
 
 from realtime.cli import app
+from tests.conftest import tiny_recipe
 from training import phrases as phrases_module
 from training.augment import make_true_pair, raw_samples, rms
 from training.instrument import (
@@ -58,19 +59,7 @@ RATE = 48_000
 CLIPS = Path(__file__).parent / "data"
 SCALE = ["C", "Cs", "D", "Ds", "E", "F", "Fs", "G", "Gs", "A", "As", "B"]
 
-RECIPE = """
-name = "tiny"
-[model]
-style_dim = 4
-band_count = 8
-hidden = 16
-[data]
-segment_seconds = 0.25
-workers = 0
-[loss]
-fft_sizes = [256, 512]
-mel_band_counts = [16, 32]
-[phrases]
+RECIPE = f"""{tiny_recipe(0.25)}[phrases]
 minutes_per_style = 0.2
 phrase_seconds = 4
 partners = 2

@@ -26,28 +26,17 @@ from torch import Tensor  # noqa: E402
 from typer.testing import CliRunner, Result  # noqa: E402
 
 from realtime.cli import app  # noqa: E402
-from tests.conftest import SAX_STYLE  # noqa: E402
+from tests.conftest import SAX_STYLE, tiny_recipe  # noqa: E402
 from training.checkpoint import CheckpointError, load_for_export, read_checkpoint  # noqa: E402
 from training.library import ExcerptSampler, Library, load_library  # noqa: E402
+from training.models.critic import critic_loss, deception_loss  # noqa: E402
 from training.objectives.restore import RestoreObjective, TrainingError, learning_rate_factor  # noqa: E402
 from training.recipe import OptimiserConfig, Recipe, load_recipe  # noqa: E402
 from training.train import RunOptions, RunResult, TrainingBatches, run_training, set_aside  # noqa: E402
 
 CLIPS = Path(__file__).parent / "data"
 
-RECIPE = f"""
-name = "tiny"
-[model]
-style_dim = 4
-band_count = 8
-hidden = 16
-[data]
-segment_seconds = 0.1
-workers = 0
-[loss]
-fft_sizes = [256, 512]
-mel_band_counts = [16, 32]
-[optimiser]
+RECIPE = f"""{tiny_recipe(0.1)}[optimiser]
 warmup_steps = 1
 [trainer]
 steps = 6
@@ -178,7 +167,7 @@ def test_a_few_steps_on_one_batch_reduce_its_loss(place: Path) -> None:
     totals = []
     for _ in range(15):
         pair = module.pair(batch)
-        loss = module.judge(module.restore(pair.input, batch.style), pair.target).total.mean()
+        loss = module.judge(module.restore(pair.input, module.styles(batch.style)), pair.target).total.mean()
         totals.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
@@ -192,7 +181,7 @@ def test_answer_and_target_are_aligned(place: Path) -> None:
     latency = module.generator.latency_samples
     audio = 0.1 * torch.randn(2, 10_240, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        answer = module.restore(audio, torch.tensor([0, 1]))
+        answer = module.restore(audio, module.styles(torch.tensor([0, 1])))
     assert answer.shape == (2, 10_240 - latency)
     # Untrained, the model lets its input through: the answer's best fit to the input is at shift zero.
     fits = [
@@ -339,6 +328,52 @@ def test_a_finished_run_stays_finished_and_a_longer_recipe_goes_on(place: Path) 
     assert result.steps == 5
     schedule = read_checkpoint(result.last_checkpoint)["lr_schedulers"][0]
     assert schedule["base_lrs"] == [0.5]  # a new rate is not overruled by the stored one
+
+
+def test_critic_and_encoder_join_a_run_and_leave_it(place: Path) -> None:
+    plain = run(place, edited(place, ("steps = 6", "steps = 2")))
+    before = read_checkpoint(plain.last_checkpoint)
+    both = "[adversary]\nweight = 0.2\nfeature_weight = 0.5\nstart_step = 3\n[encoder]\nshare = 0.5\n"
+    result = run(place, edited(place, ("steps = 2", "steps = 5"), ("[optimiser]", f"{both}[optimiser]")))
+    after = read_checkpoint(result.last_checkpoint)
+    joined = {name.split(".")[0] for name in after["state_dict"].keys() - before["state_dict"].keys()}
+    assert joined == {"encoder", "average_encoder", "critic"}
+    optimiser = after["optimizer_states"][0]
+    assert [group["initial_lr"] for group in optimiser["param_groups"]] == [1e-3, 5e-4]
+    generator, critic = (group["params"] for group in optimiser["param_groups"])
+    # The generator's momentum was carried over, the critic began at its own step.
+    assert float(optimiser["state"][generator[0]]["step"]) == 5
+    assert {float(optimiser["state"][number]["step"]) for number in critic} == {2}
+    assert load_for_export(result.last_checkpoint).style_vectors.shape == (2, 4)
+    last = run(place, edited(place, ("steps = 5", "steps = 6"), (both, "")))
+    assert last.steps == 6
+    assert read_checkpoint(last.last_checkpoint)["state_dict"].keys() == before["state_dict"].keys()
+
+
+def test_critic_and_generator_learn_each_from_its_own_loss(place: Path) -> None:
+    module = RestoreObjective(edited(place, ("[optimiser]", "[adversary]\nweight = 0.3\n[optimiser]")), {})
+    random = torch.Generator().manual_seed(0)
+    target = 0.1 * torch.randn(2, 4736, generator=random)
+    answer = (0.1 * torch.randn(2, 4736, generator=random)).requires_grad_()
+    style, crossed = torch.tensor([0, 1]), torch.tensor([False, False])
+    total, _ = module._criticise(torch.zeros(()), answer, target, style, style, crossed)
+    gradients = torch.autograd.grad(total, [answer, *module.critic.parameters()])
+    made = answer.detach().requires_grad_()
+    deceiving = 0.3 * deception_loss(module.critic(made), style).mean()
+    learning = critic_loss(module.critic(target), style, module.critic(answer.detach()), style).mean()
+    apart = [*torch.autograd.grad(deceiving, [made]), *torch.autograd.grad(learning, list(module.critic.parameters()))]
+    assert all(torch.allclose(ours, theirs, atol=1e-7) for ours, theirs in zip(gradients, apart, strict=True))
+
+
+def test_crossed_rows_become_another_style(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ("[optimiser]", "[adversary]\nweight = 0.3\ncross_share = 0.5\nstart_step = 4\n[optimiser]")
+    module = RestoreObjective(edited(place, changes), {})
+    style = torch.tensor([0, 1] * 500)
+    assert not module._crossed(style, torch.Generator().manual_seed(0))[1].any()
+    monkeypatch.setattr(RestoreObjective, "global_step", 4)
+    wanted, crossed = module._crossed(style, torch.Generator().manual_seed(0))
+    assert 0.45 < float(crossed.float().mean()) < 0.55
+    assert torch.equal(wanted, torch.where(crossed, 1 - style, style))
 
 
 def test_a_recipe_that_no_longer_fits_is_refused_and_fresh_sets_the_old_run_aside(place: Path) -> None:
@@ -496,7 +531,8 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_so(place: Path, number: si
 
 
 def test_two_processes_train_together_on_different_data(place: Path) -> None:
-    edited(place, ("steps = 6", "steps = 3"))
+    critic = "[adversary]\nweight = 0.2\nstart_step = 2\n[encoder]\nshare = 0.5\n"  # without work in some steps
+    edited(place, ("steps = 6", "steps = 3"), ("[optimiser]", f"{critic}[optimiser]"))
     process = start(place, "--devices", "2", "--strategy", "ddp", "--json")
     output, _ = process.communicate(timeout=150)
     assert process.returncode == 0, output

@@ -203,6 +203,38 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class AdversaryConfig:
+    """A critic that knows the styles; see training/models/critic.py. Weight zero: none."""
+
+    weight: float = 0.0  # of deceiving the critic
+    feature_weight: float = 0.0  # of sounding to the critic's layers as the target does
+    cross_share: float = 0.4  # of rows that are to become another style; only the critic and their level judge them
+    start_step: int = 0  # up to here the generator learns alone
+    learning_rate: float = 5e-4  # of the critic
+
+    def __post_init__(self) -> None:
+        at = "adversary."
+        _at_least(self, at, 0, "weight", "feature_weight", "start_step")
+        _chances(self, at, "cross_share")
+        if self.learning_rate <= 0:
+            raise ValueError(f"adversary.learning_rate: must be above zero, got {self.learning_rate:g}")
+        if not self.weight and self.feature_weight:
+            raise ValueError("adversary.feature_weight: needs adversary.weight above zero")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The style encoder, trained beside the table of styles; see training/models/encoder.py. Share zero: none."""
+
+    share: float = 0.0  # of rows whose style vector is heard from the recording, not looked up
+    anchor_weight: float = 0.1  # of what is heard lying near what is looked up
+
+    def __post_init__(self) -> None:
+        _chances(self, "encoder.", "share")
+        _at_least(self, "encoder.", 0, "anchor_weight")
+
+
+@dataclass(frozen=True)
 class OptimiserConfig:
     """AdamW; the rate rises over warm-up, then falls along half a cosine to its final fraction at the last step."""
 
@@ -261,6 +293,8 @@ class Recipe:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     phrases: PhrasesConfig = field(default_factory=PhrasesConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -275,6 +309,8 @@ class Recipe:
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise ValueError(f"style.id: '{', '.join(twice)}' is named twice; ids must differ")
+        if self.adversary.weight and len(self.style) < 2:
+            raise ValueError("adversary.weight: a critic of styles needs two of them; add a [[style]] or leave it out")
         if self.phrases.tuning_semitones > self.augment.pitch_semitones:
             raise ValueError(
                 "phrases.tuning_semitones: must be at most augment.pitch_semitones "

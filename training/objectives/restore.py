@@ -12,6 +12,7 @@ import logging
 import math
 import platform
 import time
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 import lightning
@@ -23,13 +24,17 @@ from torch import Tensor, nn
 
 from training.augment import Pair, make_pair, make_true_pair
 from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, CheckpointError
-from training.losses import LossTerms, SpectralLoss
+from training.losses import LossTerms, SpectralLoss, level_l1
+from training.models.critic import Critic, Verdict, critic_loss, deception_loss, feature_loss
+from training.models.encoder import StyleEncoder
 from training.models.generator import Generator
 from training.recipe import OptimiserConfig, Recipe
 
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_STEPS = 20
+AUDIBLE_RMS = 1e-4  # quieter rows tell a critic nothing
+OPTIONAL_PARTS = ("encoder.", "average_encoder.", "critic.")  # a recipe may bring them into a run or leave them out
 
 
 class TrainingError(RuntimeError):
@@ -63,8 +68,20 @@ def learning_rate_factor(step: int, steps: int, config: OptimiserConfig) -> floa
     return config.final_fraction + (1.0 - config.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def _optimiser_groups(names: list[str]) -> list[list[str]]:
+    """Which weights are learned together, from the names of all: all but the critic's, then the critic's, if any."""
+    learned = [name for name in names if not name.startswith("average_")]
+    critic = [name for name in learned if name.startswith("critic.")]
+    rest = [name for name in learned if not name.startswith("critic.")]
+    return [rest, critic] if critic else [rest]
+
+
 class RestoreObjective(LightningModule):
-    """Generator, table of style vectors, hiding and losses; optionally a moving average of the weights."""
+    """Generator, table of style vectors, hiding and losses; a moving average of the weights, if the recipe wants it.
+
+    So are a style encoder, which hears from a recording what the table knows by name, and a critic: it judges every
+    answer, and some rows of each batch are to become another style, where only it can say how near they came.
+    """
 
     def __init__(self, recipe: Recipe, card: dict[str, Any]) -> None:
         """``card``: plain values for the model card that the recipe does not know (splits, hashes)."""
@@ -72,10 +89,17 @@ class RestoreObjective(LightningModule):
         self.recipe, self.card = recipe, card
         self.generator = Generator(recipe.spectral, recipe.model)
         self.styles = nn.Embedding(len(recipe.style), recipe.model.style_dim)  # starts as normal, variance 1
+        rate = recipe.spectral.sample_rate
+        if recipe.encoder.share:
+            self.encoder = StyleEncoder(rate, recipe.model.style_dim)
+        if recipe.adversary.weight:
+            self.critic = Critic(rate, len(recipe.style))
         self.averaging = recipe.trainer.average_decay > 0
         if self.averaging:
             self.average_generator = copy.deepcopy(self.generator).requires_grad_(False)
             self.average_styles = copy.deepcopy(self.styles).requires_grad_(False)
+            if recipe.encoder.share:
+                self.average_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.loss = SpectralLoss(recipe.loss, recipe.spectral.sample_rate)
         self.metrics: dict[str, float] = {}
         self._skipped_steps = 0  # in a row
@@ -104,12 +128,11 @@ class RestoreObjective(LightningModule):
             result.input[~batch.paired], result.target[~batch.paired] = pseudo.input, pseudo.target
         return result
 
-    def restore(self, audio: Tensor, style: Tensor, averaged: bool = False) -> Tensor:
-        """audio [batch, samples], style [batch] -> audio [batch, samples - latency], aligned to the input's start."""
+    def restore(self, audio: Tensor, vectors: Tensor, averaged: bool = False) -> Tensor:
+        """audio [batch, samples], style vectors [batch, style_dim] -> audio [batch, samples - latency], aligned."""
         generator = self.average_generator if averaged else self.generator
-        styles = self.average_styles if averaged else self.styles
         state = on_device(generator.init_state(audio.shape[0]), audio.device)
-        answer, _ = generator(audio, styles(style), state)
+        answer, _ = generator(audio, vectors, state)
         return answer[:, generator.latency_samples :]
 
     def judge(self, answer: Tensor, target: Tensor) -> LossTerms:
@@ -122,12 +145,91 @@ class RestoreObjective(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         del batch_idx
         pair = self.pair(batch)
-        result = self.judge(self.restore(pair.input, batch.style), pair.target)
+        random = torch.Generator().manual_seed(batch.seed + 1)
+        style, crossed = self._crossed(batch.style, random)
+        vectors, anchor = self._style_vectors(batch.raw, style, crossed, random)
+        answer = self.restore(pair.input, vectors)
+        result = self.judge(answer, pair.target)
+        kept = level_l1(answer.float(), pair.input[:, : answer.shape[1]], self.recipe.spectral.sample_rate)
+        total = torch.where(crossed, kept, result.total).mean() + anchor
+        values = {"loss": result.total[~crossed].mean()} if not crossed.all() else {}
+        values |= {name: value[~crossed].mean() for name, value in result.terms.items() if not crossed.all()}
+        if self.criticising:
+            total, said = self._criticise(total, answer.float(), pair.target, batch.style, style, crossed)
+            values |= said
+        elif self.trainer.world_size > 1:
+            total = total + self._untouched()
         size = len(batch.style)
-        total = result.total.mean()
-        self.log("train/loss", total, prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": value.mean() for name, value in result.terms.items()}, batch_size=size)
+        if "loss" in values:
+            self.log("train/loss", values.pop("loss"), prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=size)
         return total
+
+    @property
+    def criticising(self) -> bool:
+        """Whether the critic takes part in this step."""
+        config = self.recipe.adversary
+        return bool(config.weight) and self.global_step >= config.start_step
+
+    def _untouched(self) -> Tensor:
+        """Zero, with a gradient of zero for what has no part in this step: processes that wait for it would hang."""
+        idle = [self.critic] if self.recipe.adversary.weight else []
+        return torch.stack([0.0 * p.sum() for module in idle for p in module.parameters()] or [torch.zeros(())]).sum()
+
+    def _crossed(self, style: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Which style each row is to become, and which rows that makes crossed: another style than the recording's."""
+        if not self.criticising:
+            return style, torch.zeros_like(style, dtype=torch.bool)
+        styles = len(self.recipe.style)
+        other = (style.cpu() + torch.randint(1, styles, style.shape, generator=random)) % styles
+        crossed = torch.rand(style.shape, generator=random) < self.recipe.adversary.cross_share
+        crossed, other = crossed.to(style.device), other.to(style.device)
+        return torch.where(crossed, other, style), crossed
+
+    def _style_vectors(
+        self, raw: Tensor, style: Tensor, crossed: Tensor, random: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors [batch, style_dim], some heard from the recordings, and the loss that keeps those near the table."""
+        known = self.styles(style)
+        if not self.recipe.encoder.share:
+            return known, known.new_zeros(())
+        heard = self.encoder(raw)
+        chosen = (torch.rand(style.shape, generator=random) < self.recipe.encoder.share).to(style.device) & ~crossed
+        distance = (heard - known.detach()).square().mean(dim=1)
+        anchor = self.recipe.encoder.anchor_weight * (distance * ~crossed).mean()
+        return torch.where(chosen[:, None], heard, known), anchor
+
+    def _criticise(
+        self, total: Tensor, answer: Tensor, target: Tensor, real_style: Tensor, style: Tensor, crossed: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``total`` with the critic's own loss and what the generator loses before it; and figures to log."""
+        config = self.recipe.adversary
+        real = target[:, : answer.shape[1]]
+        real_heard, made_heard = (audio.square().mean(dim=1).sqrt() > AUDIBLE_RMS for audio in (real, answer.detach()))
+        both = real_heard & made_heard
+        verdict = self.critic(real)
+        learning = critic_loss(verdict, real_style, self.critic(answer.detach()), style)
+        # The critic judges with weights that this judgement cannot move: one step then teaches both, each its own.
+        frozen = {name: value.detach() for name, value in self.critic.named_parameters()}
+        judged: Verdict = torch.func.functional_call(self.critic, frozen, (answer,))
+        deceiving = deception_loss(judged, style)
+        total = total + (learning * both).mean() + config.weight * (deceiving * made_heard).mean()
+        values = {"critic": learning[both].mean(), "deception": deceiving[made_heard].mean()} if both.any() else {}
+        if config.feature_weight:
+            features = feature_loss(judged, verdict)
+            total = total + config.feature_weight * (features * (both & ~crossed)).mean()
+        return total, values
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Generator and critic are clipped each by itself: a loud critic must not quieten the generator."""
+        del gradient_clip_algorithm
+        for group in optimizer.param_groups if gradient_clip_val else ():
+            torch.nn.utils.clip_grad_norm_(group["params"], float(gradient_clip_val or 0.0))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """One step without finite gradients is passed over; many in a row end the run while the weights are sound."""
@@ -153,17 +255,18 @@ class RestoreObjective(LightningModule):
             step = self.global_step
             decay = min(self.recipe.trainer.average_decay, (1 + step) / (10 + step))
             with torch.no_grad():
-                for ours, theirs in (
-                    (self.average_generator, self.generator),
-                    (self.average_styles, self.styles),
-                ):
+                pairs = [(self.average_generator, self.generator), (self.average_styles, self.styles)]
+                if self.recipe.encoder.share:
+                    pairs.append((self.average_encoder, self.encoder))
+                for ours, theirs in pairs:
                     for average, value in zip(ours.parameters(), theirs.parameters(), strict=True):
                         average.lerp_(value.to(average.dtype), 1.0 - decay)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         del batch_idx
         pair = self.pair(batch, validation=True)
-        answer = self.restore(pair.input, batch.style, averaged=self.averaging)
+        styles = self.average_styles if self.averaging else self.styles
+        answer = self.restore(pair.input, styles(batch.style), averaged=self.averaging)
         result = self.judge(answer, pair.target)
         unchanged = self.judge(pair.input[:, : answer.shape[1]], pair.target).total
         self._heard.append((batch.style, result, unchanged))
@@ -189,12 +292,17 @@ class RestoreObjective(LightningModule):
 
     def configure_optimizers(self) -> Any:
         config, steps = self.recipe.optimiser, self.recipe.trainer.steps
-        learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(
-            learned, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-        )
+        weights = dict(self.named_parameters())
+        groups = [
+            {"params": [weights[name] for name in names], "lr": rate}
+            for names, rate in zip(_optimiser_groups(list(weights)), self._learning_rates(), strict=False)
+        ]
+        optimiser = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, steps, config))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _learning_rates(self) -> tuple[float, float]:
+        return self.recipe.optimiser.learning_rate, self.recipe.adversary.learning_rate
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
@@ -225,6 +333,7 @@ class RestoreObjective(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         card, ours, theirs = checkpoint[CHECKPOINT_KEY], self.state_dict(), checkpoint["state_dict"]
+        self._fit_optional_parts(checkpoint)
         shapes = {name: tuple(value.shape) for name, value in ours.items()}
         found = {name: tuple(value.shape) for name, value in theirs.items()}
         if shapes != found:
@@ -237,8 +346,32 @@ class RestoreObjective(LightningModule):
         self.metrics = dict(card["metrics"])
         self._remember_recordings(card.get("recordings", {}))
         # The stored schedule would bring back the old rate where the recipe names a new one.
-        for schedule in checkpoint.get("lr_schedulers", []):
-            schedule["base_lrs"] = [self.recipe.optimiser.learning_rate] * len(schedule["base_lrs"])
+        for schedule, state in zip(checkpoint["lr_schedulers"], checkpoint["optimizer_states"], strict=True):
+            schedule["base_lrs"] = list(self._learning_rates()[: len(state["param_groups"])])
+
+    def _fit_optional_parts(self, checkpoint: dict[str, Any]) -> None:
+        """Give ``checkpoint`` the optional parts that this recipe adds, as they start; take out those it leaves out."""
+        ours, theirs = self.state_dict(), checkpoint["state_dict"]
+        if ours.keys() == theirs.keys():
+            return
+        optimiser = checkpoint["optimizer_states"][0]
+        numbered = {name: i for i, name in enumerate(chain.from_iterable(_optimiser_groups(list(theirs))))}
+        for name in [name for name in theirs if name not in ours and name.startswith(OPTIONAL_PARTS)]:
+            del theirs[name]
+        theirs.update({n: ours[n] for n in ours if n not in theirs and n.startswith(OPTIONAL_PARTS)})
+        groups = _optimiser_groups(list(ours))
+        states = {i: optimiser["state"].get(numbered.get(name)) for i, name in enumerate(chain.from_iterable(groups))}
+        optimiser["state"] = {i: state for i, state in states.items() if state is not None}
+        number, plain = count(), optimiser["param_groups"][0]
+        optimiser["param_groups"] = [
+            {
+                **plain,
+                "initial_lr": rate,
+                "lr": rate * plain["lr"] / plain["initial_lr"],
+                "params": [next(number) for _ in names],
+            }
+            for names, rate in zip(groups, self._learning_rates(), strict=False)
+        ]
 
     def _remember_recordings(self, earlier: dict[str, Any]) -> None:
         """What earlier runs trained on stays listed as such, also where folders have changed since."""
