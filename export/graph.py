@@ -46,6 +46,25 @@ class _Flat(nn.Module):
         return (out, *(t for _, t in state_tensors(state)))
 
 
+def build_encoder_graph(encoder: nn.Module, clip_samples: int) -> onnx.ModelProto:
+    """Trace a style encoder: ``audio [clips, clip_samples]`` -> ``vector [clips, style_dim]``."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            encoder.eval(),
+            (torch.zeros(3, clip_samples),),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("clips", min=1, max=4096)},),
+            opset_version=OPSET,
+            input_names=["audio"],
+            output_names=["vector"],
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
 def build_graph(model: nn.Module, style_dim: int, hop_samples: int) -> onnx.ModelProto:
     """Trace the model to ONNX with dynamic ``channels`` and number of hops ``n`` (the time axis is ``n*hop``).
 

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from realtime.bundle import read_bundle
+from realtime.learned import hear_windows
 from realtime.stream import Stream
 
 TOLERANCE = 1e-4
+ENCODER_TOLERANCE = 1e-3  # of the size of a style vector
 MINIMUM_HOPS = 2_000
 
 
@@ -79,3 +81,20 @@ def verify(model: nn.Module, path: Path, audio: NDArray[np.float32], hops: int =
             f"(limit {TOLERANCE:.0e}); no file was written"
         )
     return result
+
+
+def verify_encoder(encoder: nn.Module, path: Path, audio: NDArray[np.float32]) -> float:
+    """Compare the style encoder in the file at ``path`` with ``encoder`` on real audio [samples]; the difference.
+
+    Raises VerifyError when it reaches ENCODER_TOLERANCE.
+    """
+    windows, found = hear_windows(read_bundle(path), audio)
+    with torch.no_grad():
+        expected = encoder(torch.from_numpy(windows)).numpy()
+    difference = float(np.abs(found - expected).max() / np.sqrt(np.square(expected).mean()))
+    if not difference < ENCODER_TOLERANCE:
+        raise VerifyError(
+            f"the style encoder differs by {difference:.2e} between torch and onnxruntime "
+            f"(limit {ENCODER_TOLERANCE:.0e}); no file was written"
+        )
+    return difference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import os
 import subprocess
@@ -12,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pyloudnorm
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.graph import build_graph, state_tensors
-from export.verify import MINIMUM_HOPS, Verification, run_torch, verify
+from export.graph import build_encoder_graph, build_graph, state_tensors
+from export.verify import MINIMUM_HOPS, Verification, run_torch, verify, verify_encoder
 from realtime.audio import demo_playing
 from realtime.bundle import (
+    ENCODER_KEY,
     MANIFEST_KEY,
     SCHEMA_VERSION,
     Card,
@@ -30,13 +31,14 @@ from realtime.bundle import (
     StateSpec,
     Style,
 )
-from realtime.controls import PARAMETERS, TARGET_LOUDNESS_LUFS
+from realtime.controls import PARAMETERS
 from realtime.files import NewFile
+from realtime.loudness import at_common_loudness, loudness_lufs
 from realtime.spectral import SpectralSpec
 from training.checkpoint import TrainedModel
+from training.models.encoder import CLIP_SAMPLES
 
 GOLDEN_HOPS = 64
-SILENT_LUFS = -70.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,13 @@ def export_checkpoint(trained: TrainedModel, path: Path, description: str = "") 
         for row, entry in enumerate(recipe.style)
     ]
     return write_model(
-        trained.generator, recipe.spectral, styles, card_of(trained, description), path, name=recipe.name
+        trained.generator,
+        recipe.spectral,
+        styles,
+        card_of(trained, description),
+        path,
+        name=recipe.name,
+        encoder=trained.encoder,
     )
 
 
@@ -69,12 +77,13 @@ def write_model(
     path: Path,
     name: str,
     verify_hops: int = MINIMUM_HOPS,
+    encoder: nn.Module | None = None,
 ) -> Verification:
     """Trace, describe, verify against ``model`` and only then put the file at ``path``.
 
     The file is written beside its place under a temporary name, so a failure or a full disk leaves nothing behind.
     """
-    playing = reference_playing(spec.sample_rate)
+    playing = at_common_loudness(demo_playing(spec.sample_rate), spec.sample_rate)
     vectors = [style.vector for style in styles]
     loudness = measure_loudness(model, playing, vectors, spec)
     start = int(np.argmax(np.abs(playing) > 0.05)) // spec.hop_samples * spec.hop_samples
@@ -107,20 +116,19 @@ def write_model(
     _name_samples(graph, spec.hop_samples)
     graph.producer_name = "restyle"
     graph.metadata_props.add(key=MANIFEST_KEY, value=manifest.to_json())
+    if encoder is not None:
+        heard = build_encoder_graph(encoder, CLIP_SAMPLES)
+        _strip(heard)
+        graph.metadata_props.add(key=ENCODER_KEY, value=base64.b64encode(heard.SerializeToString()).decode())
     path = path.absolute()
     with NewFile(path) as part:
         with part.open("wb") as file:
             file.write(graph.SerializeToString())
             file.flush()
             os.fsync(file.fileno())
+        if encoder is not None:
+            verify_encoder(encoder, part, playing)
         return verify(model, part, playing, verify_hops)
-
-
-def reference_playing(sample_rate: int) -> NDArray[np.float32]:
-    """The bundled clip [samples] at the common loudness: the playing on which styles are measured."""
-    audio = demo_playing(sample_rate)
-    loudness = pyloudnorm.Meter(sample_rate).integrated_loudness(audio)
-    return (audio * 10.0 ** ((TARGET_LOUDNESS_LUFS - loudness) / 20.0)).astype(np.float32)
 
 
 def measure_loudness(
@@ -128,12 +136,10 @@ def measure_loudness(
 ) -> list[float]:
     """Integrated loudness (EBU R128, ITU-R BS.1770-4) of the same playing in every style, in LUFS."""
     samples = len(playing) // spec.hop_samples * spec.hop_samples
-    meter = pyloudnorm.Meter(spec.sample_rate)
     loudness = []
     for vector in vectors:
         out = run_torch(model, torch.from_numpy(playing[:samples])[None], torch.from_numpy(vector)[None, None], samples)
-        measured = float(meter.integrated_loudness(out[0].numpy().astype(np.float64)))
-        loudness.append(measured if measured > SILENT_LUFS else SILENT_LUFS)
+        loudness.append(loudness_lufs(out[0].numpy(), spec.sample_rate))
     return loudness
 
 

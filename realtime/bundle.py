@@ -7,6 +7,7 @@ data, subgraphs, and the inputs and outputs against the manifest. Field numbers 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import zlib
@@ -23,6 +24,8 @@ from realtime.spectral import SpectralSpec
 
 SCHEMA_VERSION = 1
 MANIFEST_KEY = "restyle.manifest"
+ENCODER_KEY = "restyle.encoder"
+"""Metadata: the style encoder's own ONNX file in base64, if the model has one."""
 KINDS = ("transfer", "generate", "recognise", "notes")
 MAX_FILE_BYTES = 512 * 2**20
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -155,6 +158,11 @@ class Manifest:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise StyleError(f"style '{style_id}' is not in model '{self.name}': {hint}it has {', '.join(ids)}")
 
+    @property
+    def fingerprint(self) -> str:
+        """The same for files of the same weights; style vectors of another fingerprint mean nothing here."""
+        return hashlib.sha256((self.golden.audio + self.golden.audio_out).encode()).hexdigest()[:16]
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -166,6 +174,8 @@ class Bundle:
     path: Path
     manifest: Manifest
     graph: bytes
+    encoder: bytes = b""
+    """As it stands in the file, unchecked; ``read_encoder`` reads it."""
 
 
 def read_bundle(path: Path | str) -> Bundle:
@@ -195,7 +205,35 @@ def read_bundle(path: Path | str) -> Bundle:
     manifest = _read_manifest(path, text)
     _check_manifest(path, manifest)
     _check_tensors(path, outline, manifest)
-    return Bundle(path, manifest, data)
+    return Bundle(path, manifest, data, outline.metadata.get(ENCODER_KEY, b""))
+
+
+def read_encoder(bundle: Bundle) -> bytes:
+    """The checked ONNX file of the style encoder: ``audio [clips, samples]`` -> ``vector [clips, style_dim]``.
+
+    Raises BundleError, also for a model without one.
+    """
+    path, dim = bundle.path, bundle.manifest.style_dim
+    if not bundle.encoder:
+        raise BundleError(
+            path, "encoder", "is missing: this model cannot learn styles", "train it with [encoder] in the recipe"
+        )
+    try:
+        graph = base64.b64decode(bundle.encoder, validate=True)
+        outline = _read_outline(memoryview(graph))
+    except (ValueError, _WireError) as error:
+        raise BundleError(path, "encoder", f"is damaged: {error}", "copy or export the file again") from None
+    _check_outline(path, outline)
+    for side, found, wanted in (
+        ("input", outline.inputs, ("audio", None)),
+        ("output", outline.outputs, ("vector", dim)),
+    ):
+        name, size = wanted
+        _, dims = found.get(name, (0, ()))
+        sized = len(dims) == 2 and (dims[1] == size if size else 1_000 <= (dims[1] or 0) <= 2**20)
+        if len(found) != 1 or not sized or found[name][0] != 1:
+            raise BundleError(path, f"encoder {side} '{name}'", "is not as it should be", "export the model again")
+    return graph
 
 
 def _read_manifest(path: Path, text: bytes) -> Manifest:
@@ -252,21 +290,9 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
         need(len(set(names)) == len(names), field_name, "appears twice")
         need(all(0 < len(name) <= 200 for name in names), field_name, "is empty or above 200 characters")
     for i, style in enumerate(manifest.styles):
-        here = f"styles[{i}] ({style.id})"
-        need(
-            len(style.vector) == manifest.style_dim,
-            f"{here}.vector",
-            f"has {len(style.vector)} numbers, style_dim is {manifest.style_dim}",
-        )
-        need(
-            all(math.isfinite(v) and abs(v) < 1e4 for v in style.vector),
-            f"{here}.vector",
-            "has a number that is no sane one",
-        )
-        need(
-            -100.0 <= style.loudness_lufs <= 20.0, f"{here}.loudness_lufs", f"{style.loudness_lufs} is outside -100..20"
-        )
-        need(0 <= style.program <= 127, f"{here}.program", f"{style.program} is outside 0..127")
+        wrong = style_problem(style, manifest.style_dim)
+        if wrong:
+            need(False, f"styles[{i}] ({style.id}).{wrong[0]}", wrong[1])
     for parameter in manifest.parameters:
         here, (low, high) = f"parameters.{parameter.id}", PARAMETER_LIMITS.get(parameter.unit, (-1e6, 1e6))
         need(
@@ -291,6 +317,19 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
             f"golden.{name}",
             "is not a whole number of hops of finite samples",
         )
+
+
+def style_problem(style: Style, style_dim: int) -> tuple[str, str] | None:
+    """(field, what is wrong with it) of a style that a model of this ``style_dim`` cannot use, None if it can."""
+    if len(style.vector) != style_dim:
+        return "vector", f"has {len(style.vector)} numbers, style_dim is {style_dim}"
+    if not all(math.isfinite(v) and abs(v) < 1e4 for v in style.vector):
+        return "vector", "has a number that is no sane one"
+    if not -100.0 <= style.loudness_lufs <= 20.0:
+        return "loudness_lufs", f"{style.loudness_lufs} is outside -100..20"
+    if not 0 <= style.program <= 127:
+        return "program", f"{style.program} is outside 0..127"
+    return None
 
 
 def _check_outline(path: Path, outline: _Outline) -> None:

@@ -46,6 +46,9 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pre
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelOption = Annotated[Path | None, typer.Option("--model", "-m", help="Model file; default: the shipped one.")]
+LearnedOption = Annotated[
+    list[Path] | None, typer.Option(help="Style file of 'restyle learn'; give it again for more.")
+]
 ProviderOption = Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")]
 
 
@@ -167,6 +170,7 @@ def info(
 @app.command()
 def live(
     model: ModelOption = None,
+    learned: LearnedOption = None,
     style: Annotated[str | None, typer.Option(help="First style, or a mix: violin=0.7,choir=0.3")] = None,
     morph_to: Annotated[str | None, typer.Option(help="The second style, which the morph control moves to.")] = None,
     dry_wet: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="0 dry, 1 wet.")] = None,
@@ -194,6 +198,7 @@ def live(
     """
     from realtime.audio import AudioFileError
     from realtime.bundle import BundleError, StyleError
+    from realtime.learned import LearnError
     from realtime.live import LiveSettings, NoAudioDeviceError, Performance, PerformanceError
     from realtime.midi import MidiError, MidiMap
 
@@ -204,6 +209,7 @@ def live(
     try:
         settings = LiveSettings(
             model=_model(model),
+            learned=tuple(learned or ()),
             style=style,
             second_style=morph_to,
             dry_wet=dry_wet,
@@ -227,7 +233,7 @@ def live(
                 **PLAIN,
             )
             _perform(Performance(settings), console, seconds)
-    except (BundleError, StyleError, MidiError, AudioFileError, PerformanceError) as error:
+    except (BundleError, LearnError, StyleError, MidiError, AudioFileError, PerformanceError) as error:
         raise _fail("cannot perform", error) from None
 
 
@@ -293,6 +299,7 @@ def render(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Sound file or folder.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Sound file or folder.")],
     model: ModelOption = None,
+    learned: LearnedOption = None,
     style: Annotated[str | None, typer.Option(help="Style, or a mix: violin=0.7,choir=0.3")] = None,
     midi: Annotated[Path | None, typer.Option(help="MIDI file that performs the styles.")] = None,
     midi_map: Annotated[Path | None, typer.Option("--map", help="TOML file: which controller moves what.")] = None,
@@ -309,6 +316,7 @@ def render(
     from realtime.audio import AudioFileError
     from realtime.bundle import BundleError, StyleError, read_bundle
     from realtime.controls import Performer, select_mix
+    from realtime.learned import LearnError, add_styles
     from realtime.midi import MidiError, MidiMap, read_midi_file
     from realtime.render import plan_files, render_file
     from realtime.stream import ProviderError
@@ -316,7 +324,7 @@ def render(
     console = Console(stderr=True)
     done, failed = [], []
     try:
-        bundle = read_bundle(_model(model))
+        bundle = add_styles(read_bundle(_model(model)), learned or ())
         events = read_midi_file(midi) if midi else []
         mapped = MidiMap.load(midi_map) if midi_map else MidiMap()
         pairs = plan_files(source, target)
@@ -352,7 +360,7 @@ def render(
                     if len(pairs) == 1:
                         raise
                     failed.append(str(error))
-    except (BundleError, StyleError, MidiError, AudioFileError, ProviderError) as error:
+    except (BundleError, LearnError, StyleError, MidiError, AudioFileError, ProviderError) as error:
         raise _fail("cannot render", error) from None
     if as_json:
         print(json.dumps({"rendered": done, "failed": failed}))

@@ -22,6 +22,7 @@ from realtime.audio import AudioFileError
 from realtime.bundle import DEMO_CLIP, DEMO_MIDI, read_bundle
 from realtime.controls import Performer, select_mix
 from realtime.engine import HOP_FIELDS, METER_COUNT, EngineMeters, EngineSettings, engine_process
+from realtime.learned import add_styles
 from realtime.midi import MidiInputs, MidiMap, apply, decode, read_midi_file
 from realtime.ring import Mailbox, Ring
 from realtime.show import History, Recorder, draw_performance, percentiles_ms
@@ -46,9 +47,14 @@ class NoAudioDeviceError(PerformanceError):
 
 @dataclass(frozen=True)
 class LiveSettings:
-    """What to perform with. ``midi`` is a port (index, part of the name, 'virtual') or a MIDI file; None: all ports."""
+    """What to perform with.
+
+    ``learned`` are style files; ``midi`` is a port (index, part of the name, 'virtual') or a MIDI file; None is all
+    ports.
+    """
 
     model: Path
+    learned: tuple[Path, ...] = ()
     style: str | None = None
     second_style: str | None = None
     dry_wet: float | None = None
@@ -123,7 +129,7 @@ class Performance:
     def __init__(self, settings: LiveSettings) -> None:
         """Checks model, styles and MIDI before anything starts; raises their errors."""
         self.settings = settings
-        self.bundle = read_bundle(settings.model)
+        self.bundle = add_styles(read_bundle(settings.model), settings.learned)
         self.manifest = self.bundle.manifest
         self.performer = Performer(self.manifest)
         self._lock = threading.Lock()

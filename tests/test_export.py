@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyloudnorm
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -16,9 +17,11 @@ torch = pytest.importorskip("torch")
 import export.writer  # noqa: E402
 from export.graph import build_graph, state_from_tensors, state_tensors  # noqa: E402
 from export.verify import MINIMUM_HOPS, TOLERANCE, VerifyError, run_torch, verify  # noqa: E402
-from export.writer import NamedStyle, reference_playing, write_model  # noqa: E402
+from export.writer import NamedStyle, write_model  # noqa: E402
+from realtime.audio import demo_playing  # noqa: E402
 from realtime.bundle import Card, Golden, Source, read_bundle  # noqa: E402
 from realtime.controls import TARGET_LOUDNESS_LUFS  # noqa: E402
+from realtime.loudness import at_common_loudness  # noqa: E402
 from realtime.spectral import SpectralSpec  # noqa: E402
 from realtime.stream import Stream  # noqa: E402
 from training.models.generator import Generator, GeneratorConfig  # noqa: E402
@@ -126,9 +129,7 @@ def test_the_golden_vector_is_what_torch_computes(exported: Exported) -> None:
 
 
 def test_loudness_is_that_of_the_output_on_the_reference_playing(exported: Exported) -> None:
-    import pyloudnorm
-
-    playing = reference_playing(SPEC.sample_rate)
+    playing = at_common_loudness(demo_playing(SPEC.sample_rate), SPEC.sample_rate)
     meter = pyloudnorm.Meter(SPEC.sample_rate)
     assert meter.integrated_loudness(playing.astype(np.float64)) == pytest.approx(TARGET_LOUDNESS_LUFS, abs=0.05)
     for style, named in zip(read_bundle(exported.path).manifest.styles, styles(), strict=True):

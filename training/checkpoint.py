@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from training.models.encoder import StyleEncoder
 from training.models.generator import Generator
 from training.recipe import Recipe, RecipeError, recipe_from_dict
 
@@ -32,6 +33,7 @@ class TrainedModel:
     """What export needs. ``style_vectors`` [styles, style_dim] in the order of ``recipe.style``."""
 
     generator: Generator  # in evaluation mode, on the CPU; averaged weights where the run averaged
+    encoder: StyleEncoder | None  # likewise, if the run trained one
     style_vectors: Tensor
     recipe: Recipe
     card: dict[str, Any]
@@ -166,9 +168,12 @@ def load_for_export(path: Path) -> TrainedModel:
     try:
         recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")
         generator = Generator(recipe.spectral, recipe.model)
-        weights_from = f"{prefix}generator."
-        weights = {name.removeprefix(weights_from): t for name, t in state.items() if name.startswith(weights_from)}
-        generator.load_state_dict(weights)
+        generator.load_state_dict(_part(state, f"{prefix}generator."))
+        encoder = None
+        if recipe.encoder.share:
+            encoder = StyleEncoder(recipe.spectral.sample_rate, recipe.model.style_dim)
+            encoder.load_state_dict(_part(state, f"{prefix}encoder."))
+            encoder.eval().requires_grad_(False)
         vectors = state[f"{prefix}styles.weight"].detach().clone()
     except (RecipeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
@@ -177,4 +182,9 @@ def load_for_export(path: Path) -> TrainedModel:
             f"{path}: styles: shape {tuple(vectors.shape)} does not fit {len(recipe.style)} styles of "
             f"{recipe.model.style_dim} numbers; the file is damaged, train again"
         )
-    return TrainedModel(generator.eval().requires_grad_(False), vectors, recipe, card)
+    return TrainedModel(generator.eval().requires_grad_(False), encoder, vectors, recipe, card)
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights of one part of a run, under their names within it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

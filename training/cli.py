@@ -1,4 +1,4 @@
-"""``restyle train``: folders of recordings -> checkpoint; ``restyle evaluate``: model file -> figures."""
+"""``restyle train``: recordings -> checkpoint; ``evaluate``: model file -> figures; ``learn``: clip -> style file."""
 
 from __future__ import annotations
 
@@ -217,3 +217,66 @@ def evaluate(
             soft_wrap=True,
         )
     console.print(f"{figures['wall_seconds'] / 60:.1f} minutes on {figures['machine']}", highlight=False)
+
+
+def learn(
+    clip: Annotated[Path, typer.Argument(help="Sound file of the style: a minute of playing is best.")],
+    name: Annotated[str, typer.Option(help="What the style is called, on screen and in --style.")],
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="Model file; default: the shipped one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Style file; default: <name>.style in this folder.")] = None,
+    program: Annotated[
+        int | None, typer.Option(min=0, max=127, help="MIDI program that selects it; default: the first free one.")
+    ] = None,
+    refine: Annotated[
+        float | None, typer.Option(min=0.05, help="Search this many minutes for a better style vector.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """A new style from a clip, without training: a small file that 'live' and 'render' take with --learned.
+
+    Example: restyle learn cello.wav --name Cello --refine 3
+    """
+    from realtime.audio import AudioFileError
+    from realtime.bundle import DEFAULT_MODEL, BundleError, read_bundle
+    from realtime.learned import SUFFIX, LearnError, read_clip, style_id, write_style
+    from realtime.learned import learn as hear
+
+    errors = Console(stderr=True)
+    try:
+        bundle = read_bundle(model or DEFAULT_MODEL)
+        target = out or Path(style_id(name) + SUFFIX)
+        if target.suffix != SUFFIX:
+            raise LearnError(f"{target}: a style file ends in {SUFFIX}; choose another --out")
+        if target.exists():
+            raise LearnError(f"{target}: is there already; choose another --name or --out, or remove it")
+        learned = hear(bundle, clip, name, program)
+        if refine:
+            try:
+                from training.refine import refine as search
+            except ModuleNotFoundError as error:
+                raise LearnError(
+                    f"--refine needs {error.name}; install it with: pip install 'restyle[training]'"
+                ) from None
+            with Progress(console=errors, transient=True, disable=as_json) as progress:
+                bar = progress.add_task("refining", total=1.0)
+                audio = read_clip(clip, bundle.manifest.spectral.sample_rate)
+                learned = search(
+                    bundle, learned, audio, refine, progress=lambda share, _: progress.update(bar, completed=share)
+                )
+        write_style(target, learned)
+    except (LearnError, BundleError, AudioFileError, OSError) as error:
+        errors.print("[red]cannot learn:[/] ", end="")
+        errors.print(str(error), soft_wrap=True, highlight=False, markup=False)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps({"file": str(target), **dataclasses.asdict(learned)}))
+        return
+    style = learned.style
+    say = Console(soft_wrap=True, highlight=False, markup=False)
+    say.print(f"{target}: style '{style.id}' of model '{learned.model}', MIDI program {style.program}")
+    if learned.refined:
+        before, after = learned.refined["loss_before"], learned.refined["loss_after"]
+        say.print(
+            f"refining: loss on unheard parts of the clip {before:.3f} -> {after:.3f} ({after / before - 1:+.1%})"
+        )
+    say.print(f"next: restyle live --learned {target} --style {style.id}")

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from realtime.bundle import DEFAULT_MODEL, Bundle, read_bundle
 from realtime.controls import Performer
+from realtime.loudness import loudness_lufs
 from realtime.processor import Processor
 from realtime.render import BLOCK, STEADY_HOPS_PER_STEP, render_samples
 from training import measures
@@ -276,7 +277,7 @@ def measure(
         measures.hop_buzz_db(item.audio, out, hop_samples),
         measures.added_clicks(item.audio, out, sample_rate),
         measures.peak_dbfs(after),
-        measures.loudness_lufs(out, sample_rate),
+        loudness_lufs(out, sample_rate),
         judgement,
         len(out) / sample_rate,
     )

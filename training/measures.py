@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import librosa
 import numpy as np
-import pyloudnorm
 import scipy.linalg
 from numpy.typing import NDArray
 from scipy.signal import butter, firwin2, lfilter, oaconvolve, sosfilt, welch
@@ -25,7 +24,6 @@ SOUNDING_DB = 30.0  # a frame no more than so far below the loudest one sounds
 PITCH_RANGE_HZ = (65.4, 2093.0)  # C2 to C7
 PITCHED_AGREEMENT = 0.85
 PITCHED_VOICED = 0.75
-SILENT_LUFS = -70.0
 SILENT_DBFS = -160.0
 BUZZ_FLOOR_DB = -100.0
 
@@ -236,14 +234,6 @@ def added_clicks(reference: Audio, found: Audio, sample_rate: int) -> int:
 def peak_dbfs(audio: Audio) -> float:
     """Highest magnitude in dB relative to full scale; SILENT_DBFS for silence."""
     return max(SILENT_DBFS, 20.0 * math.log10(max(float(np.abs(audio).max(initial=0.0)), 1e-9)))
-
-
-def loudness_lufs(audio: Audio, sample_rate: int) -> float:
-    """Integrated loudness (ITU-R BS.1770-4) of at least 0.4 s, not below SILENT_LUFS."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the logarithm of silence
-        measured = float(pyloudnorm.Meter(sample_rate).integrated_loudness(audio.astype(np.float64)))
-    return measured if measured > SILENT_LUFS else SILENT_LUFS
 
 
 def gaussian_of(points: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

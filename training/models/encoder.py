@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from training.models.spectrogram import RelativeMel
 
+CLIP_SAMPLES = 61_440  # 1.28 s at 48 kHz: what an exported encoder hears at a time, as long as in training
 FFT_SIZE, BANDS = 1024, 64
 CHANNELS = (32, 48, 64)
 
