@@ -34,7 +34,9 @@ MAX_STATE_NUMBERS = 2**24
 PARAMETER_LIMITS = {"dB": (-120.0, 60.0), "ratio": (0.0, 1.0)}
 """The widest range that a manifest may give to a parameter, by unit."""
 MODELS_DIR = Path(__file__).parent / "models"
-DEFAULT_MODEL = MODELS_DIR / "first.onnx"
+DEFAULT_MODEL = MODELS_DIR / "bank.onnx"
+FIRST_MODEL = MODELS_DIR / "first.onnx"
+"""What later models are compared with."""
 DEMO_CLIP = Path(__file__).parent / "demo" / "guitar.flac"
 DEMO_MIDI = Path(__file__).parent / "demo" / "switches.mid"
 

@@ -59,21 +59,17 @@ class SpectralSpec:
         """Algorithmic latency: a hop must be full before it is computed, then the synthesis window overlaps."""
         return self.hop_samples + self.stream_delay_samples
 
-    def windows(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Analysis [analysis_window_samples] and synthesis [synthesis_window_samples] windows.
+    def analysis_window(self) -> NDArray[np.float64]:
+        """What a frame is measured under [analysis_window_samples]: a Hann window whose fall is steeper than its rise.
 
-        Their product over the synthesis span is a periodic Hann window, so overlap-add at one hop gives back the
-        input exactly when nothing is changed in between.
+        The newest samples count soon, and yet both slopes are smooth: what is measured of a steady tone hardly depends
+        on where in its period a frame ends, so it does not change from hop to hop.
         """
-        hop = self.hop_samples
-        rise = self.analysis_window_samples - hop
-        analysis = np.concatenate(
+        fall = min(self.synthesis_window_samples, self.analysis_window_samples // 2)
+        rise = self.analysis_window_samples - fall
+        return np.concatenate(
             [
-                np.sin(0.5 * np.pi * (np.arange(rise) + 0.5) / rise),
-                np.cos(0.5 * np.pi * (np.arange(hop) + 0.5) / hop),
+                np.sin(0.5 * np.pi * (np.arange(rise) + 0.5) / rise) ** 2,
+                np.cos(0.5 * np.pi * (np.arange(fall) + 0.5) / fall) ** 2,
             ]
         )
-        span = 2 * hop
-        hann = np.sin(np.pi * (np.arange(span) + 0.5) / span) ** 2
-        synthesis = hann / analysis[-span:]
-        return analysis, synthesis

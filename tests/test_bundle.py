@@ -62,7 +62,7 @@ def test_the_shipped_model_is_what_it_says(shipped: Bundle) -> None:
     assert manifest.spectral.sample_rate == 48_000 and manifest.spectral.hop_samples == 128
     assert len(manifest.styles) >= 4 and len(shipped.graph) <= 8e6
     assert len({style.program for style in manifest.styles}) == len(manifest.styles)
-    assert {source.style for source in manifest.card.sources} == {style.id for style in manifest.styles}
+    assert {source.style for source in manifest.card.sources} == {*(style.id for style in manifest.styles), "tunes"}
     assert all(source.licence and source.attribution for source in manifest.card.sources)
     assert len(manifest.card.recordings_sha256) >= 100
     assert all(-45 < style.loudness_lufs < -5 for style in manifest.styles)
@@ -126,7 +126,7 @@ def test_a_plain_onnx_file_is_refused_by_name(tmp_path: Path) -> None:
         (lambda m: m.pop("styles"), 'missing value for field "styles"'),
         (lambda m: m.update(styles=[]), "manifest.styles: 0 styles are outside"),
         (lambda m: m["styles"][2]["vector"].pop(), "manifest.styles[2]"),
-        (lambda m: m["styles"][1].update(vector=[1e9] * 16), "manifest.styles[1] (trumpet).vector"),
+        (lambda m: m["styles"][1].update(vector=[1e9] * 16), "manifest.styles[1] (strings).vector"),
         (lambda m: m["styles"][1].update(program=128), "program: 128 is outside 0..127"),
         (lambda m: m["styles"][1].update(id="violin"), "manifest.styles.id: appears twice"),
         (lambda m: m["styles"][0].update(loudness_lufs=99.0), "loudness_lufs: 99.0 is outside"),
@@ -198,7 +198,7 @@ def test_an_unreadable_file_says_so(tmp_path: Path) -> None:
 
 def test_a_style_that_is_not_there_names_the_near_ones(shipped: Bundle) -> None:
     assert shipped.manifest.style("Alto Saxophone").id == shipped.manifest.style("alto-sax").id == "alto_sax"
-    with pytest.raises(StyleError, match="'violen' is not in model 'first': did you mean violin"):
+    with pytest.raises(StyleError, match="'violen' is not in model 'bank': did you mean violin"):
         shipped.manifest.style("violen")
 
 

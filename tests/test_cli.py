@@ -197,7 +197,7 @@ def test_bench_writes_every_figure(tmp_path: Path) -> None:
     compute = figures["compute_ms"]
     assert 0 < compute["p50"] <= compute["p99"] <= compute["p999"] <= compute["max"]
     assert figures["overhead_ratio"] > 0.9 and figures["matmul_ratio"] > 0.1 and figures["real_time_factor"] > 0
-    assert figures["model"] == "first" and figures["provider"] == "cpu" and figures["sample_rate"] == 48_000
+    assert figures["model"] == "bank" and figures["provider"] == "cpu" and figures["sample_rate"] == 48_000
     assert "256 samples (5.33 ms) measured" in result.stdout
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 pytest.importorskip("torch")
 
-from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, Bundle, read_bundle
+from realtime.bundle import DEMO_CLIP, FIRST_MODEL, Bundle, read_bundle
 from realtime.cli import app
 from realtime.loudness import SILENT_LUFS, loudness_lufs
 from training import measures
@@ -243,7 +243,7 @@ def test_the_recogniser_ignores_level_and_is_the_same_again(references: Path, ca
 
 
 def trained_on(path: Path) -> Bundle:
-    bundle = read_bundle(DEFAULT_MODEL)
+    bundle = read_bundle(FIRST_MODEL)
     card = replace(bundle.manifest.card, recordings_sha256=(hashlib.sha256(path.read_bytes()).hexdigest(),))
     return replace(bundle, manifest=replace(bundle.manifest, card=card))
 
@@ -258,11 +258,11 @@ def test_inputs_that_were_trained_on_are_named_in_whatever_format(
     soundfile.write(fresh, noise(1.0, RATE), RATE)
     (named,) = find_overlap([copy, fresh], [trained_on(note)], recordings, RATE)
     assert named == f"{copy}: first.onnx was trained on it"
-    (named,) = find_overlap([copy, fresh], [read_bundle(DEFAULT_MODEL)], recordings, RATE)
+    (named,) = find_overlap([copy, fresh], [read_bundle(FIRST_MODEL)], recordings, RATE)
     assert named == f"{copy}: is note0.flac of the references of 'gong', which train the recogniser"
     assert find_overlap([note], [trained_on(note)], {}, RATE) == [f"{note}: first.onnx was trained on it"]
     with pytest.raises(EvaluationError, match=r"take\.wav: is note0\.flac"):
-        evaluate(DEFAULT_MODEL, copy, references, replace(options_of(cache), styles=("violin",)))
+        evaluate(FIRST_MODEL, copy, references, replace(options_of(cache), styles=("violin",)))
 
 
 def options_of(cache: Path) -> EvaluationOptions:
@@ -274,7 +274,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_what_cannot_be_evaluated_is_named(references: Path, cache: Path, tmp_path: Path) -> None:
-    empty, model = tmp_path / "empty", str(DEFAULT_MODEL)
+    empty, model = tmp_path / "empty", str(FIRST_MODEL)
     empty.mkdir()
     common = ["--cache", cache]
     for arguments, text in (
@@ -300,8 +300,8 @@ def test_the_command_from_folders_to_figures(
     (inputs / "broken.wav").write_bytes(b"RIFF, but not really")
     written, picture = tmp_path / "figures.json", tmp_path / "figures.png"
     result = run(
-        *(DEFAULT_MODEL, "--inputs", inputs, "--references", references, "--styles", "violin,flute", "--cache", cache),
-        *("--seconds", 6, "--json", written, "--plot", picture, "--baseline", DEFAULT_MODEL),
+        *(FIRST_MODEL, "--inputs", inputs, "--references", references, "--styles", "violin,flute", "--cache", cache),
+        *("--seconds", 6, "--json", written, "--plot", picture, "--baseline", FIRST_MODEL),
     )
     assert result.exit_code == 0, (result.stdout, result.stderr)
     assert "broken.wav: cannot be decoded" in " ".join(result.stderr.split())

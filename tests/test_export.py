@@ -79,7 +79,8 @@ def test_the_file_is_verified_before_it_gets_its_name(exported: Exported) -> Non
 
 def test_verification_runs_two_thousand_hops_unless_a_test_says_otherwise() -> None:
     assert MINIMUM_HOPS >= 2000
-    assert write_model.__defaults__ == (MINIMUM_HOPS,) == verify.__defaults__
+    assert write_model.__defaults__ == (MINIMUM_HOPS, None)
+    assert verify.__defaults__ == (MINIMUM_HOPS,)
 
 
 def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
@@ -90,8 +91,7 @@ def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
     states = {state.name: state.shape for state in manifest.states}
     assert states == {
         "framer.history": (1, 896),
-        "envelope.energy": (1, 3),
-        "envelope.level": (1, 1),
+        "envelope.level": (1,),
         "noise.count": (1,),
         "made.history": (3, 896),
         "body.hidden": (16,),

@@ -338,6 +338,7 @@ def test_critic_and_encoder_join_a_run_and_leave_it(place: Path) -> None:
     after = read_checkpoint(result.last_checkpoint)
     joined = {name.split(".")[0] for name in after["state_dict"].keys() - before["state_dict"].keys()}
     assert joined == {"encoder", "average_encoder", "critic"}
+    assert result.best_checkpoint is None  # the loss does not know what the critic taught
     optimiser = after["optimizer_states"][0]
     assert [group["initial_lr"] for group in optimiser["param_groups"]] == [1e-3, 5e-4]
     generator, critic = (group["params"] for group in optimiser["param_groups"])

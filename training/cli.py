@@ -142,7 +142,7 @@ def evaluate(
     references: Annotated[Path, typer.Option(help="Folder with a folder of real recordings per style, named its id.")],
     styles: Annotated[str | None, typer.Option(help="Only these: violin,choir; default: all of the model.")] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="Another model to compare with; default: the shipped one, if it is another.")
+        Path | None, typer.Option(help="Another model to compare with; default: the first one that was shipped.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=1.0, help="How much of each input is used: its loudest part.")] = 10.0,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,

@@ -22,7 +22,7 @@ import soxr
 from numpy.typing import NDArray
 from rich.table import Table
 
-from realtime.bundle import DEFAULT_MODEL, Bundle, read_bundle
+from realtime.bundle import FIRST_MODEL, Bundle, read_bundle
 from realtime.controls import Performer
 from realtime.loudness import loudness_lufs
 from realtime.processor import Processor
@@ -374,9 +374,9 @@ def evaluate(
 
 
 def _baseline(bundle: Bundle, path: Path | None) -> Bundle | None:
-    """The model to compare with: the one asked for, else the shipped one if it is another."""
+    """The model to compare with: the one asked for, else the first one that was shipped, if it is another."""
     if path is None:
-        other = read_bundle(DEFAULT_MODEL)
+        other = read_bundle(FIRST_MODEL)
         if other.graph == bundle.graph or other.manifest.spectral.sample_rate != bundle.manifest.spectral.sample_rate:
             return None
         return other

@@ -244,39 +244,42 @@ class HopLowpass(nn.Module):
 
 @dataclass(frozen=True)
 class EnvelopeState:
-    energy: Tensor  # [batch, channels, hops - 1]: mean squares of the last hops
-    level: Tensor  # [batch, channels, 1]: the envelope at the end of the last hop
+    level: Tensor  # [batch, 1]: the envelope at the end of the last hop
 
 
 class Envelope(nn.Module):
-    """Root-mean-square level over the last hops, straight lines between hop ends."""
+    """Root-mean-square level at the end of each hop, straight lines in between.
+
+    Measured under a smooth window, so that a steady tone has a steady level, or over the last samples alone where
+    those, taken at half their energy, are louder: an attack is not late.
+    """
 
     latency_samples = 0
     ramp: Tensor  # [hop]
-    average: Tensor  # [channels, 1, hops]
+    weights: Tensor  # [window, smooth|fast]
 
-    def __init__(self, channels: int, hop_samples: int, hops: int) -> None:
+    def __init__(self, window: NDArray[np.float64], hop_samples: int, fast_samples: int) -> None:
+        """``window`` [samples of a frame] weighs amplitudes; ``fast_samples`` are the last ones, for attacks."""
         super().__init__()
-        self.channels, self.hop_samples, self.hops = channels, hop_samples, hops
+        self.hop_samples = hop_samples
+        smooth = np.square(window) / np.square(window).sum()
+        fast = 0.5 * (np.arange(len(window)) >= len(window) - fast_samples) / fast_samples
         ramp = (torch.arange(hop_samples, dtype=torch.float32) + 1) / hop_samples
         self.register_buffer("ramp", ramp, persistent=False)
-        self.register_buffer("average", torch.full((channels, 1, hops), 1 / hops), persistent=False)
+        weights = torch.tensor(np.stack([smooth, fast], axis=1), dtype=torch.float32)
+        self.register_buffer("weights", weights, persistent=False)
 
     def init_state(self, batch: int) -> EnvelopeState:
-        return EnvelopeState(torch.zeros(batch, self.channels, self.hops - 1), torch.zeros(batch, self.channels, 1))
+        return EnvelopeState(torch.zeros(batch, 1))
 
-    def forward(self, x: Tensor, state: EnvelopeState) -> tuple[Tensor, EnvelopeState]:
-        """x [batch, channels, n*hop] -> level [batch, channels, n*hop], never below 1e-5."""
-        count = whole_hops(x.shape[-1], self.hop_samples, "Envelope")
-        energy = x.reshape(-1, self.channels, count, self.hop_samples).square().mean(-1)
-        energies = torch.cat([state.energy, energy], dim=-1)
-        mean = torch.nn.functional.conv1d(energies, self.average, groups=self.channels)
+    def forward(self, frames: Tensor, state: EnvelopeState) -> tuple[Tensor, EnvelopeState]:
+        """frames [batch, n, window] -> level [batch, n*hop], never below 1e-5."""
+        energy = torch.matmul(frames.square(), self.weights).amax(dim=-1)
         # A floor, not a sum: onnxruntime takes the addition of so small a number for none at all and drops it.
-        now = mean.clamp_min(1e-10).sqrt()
-        ends = torch.cat([state.level, now], dim=-1)
-        start, stop = ends[..., :-1, None], ends[..., 1:, None]
-        level = (start + (stop - start) * self.ramp).flatten(2).clamp_min(1e-5)
-        return level, EnvelopeState(energies[..., -(self.hops - 1) :], ends[..., -1:])
+        ends = torch.cat([state.level, energy.clamp_min(1e-10).sqrt()], dim=1)
+        start, stop = ends[:, :-1, None], ends[:, 1:, None]
+        level = (start + (stop - start) * self.ramp).flatten(1).clamp_min(1e-5)
+        return level, EnvelopeState(ends[:, -1:])
 
 
 @dataclass(frozen=True)

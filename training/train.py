@@ -1,6 +1,7 @@
 """A training run: recordings in, checkpoints out. Lightning runs it; this file decides what it runs on.
 
-A run directory holds ``last.ckpt`` (resumed from), ``best.ckpt`` (lowest validation loss) and ``tensorboard/``.
+A run directory holds ``last.ckpt`` (resumed from), ``best.ckpt`` (lowest validation loss, without a critic) and
+``tensorboard/``.
 Batch n of process r is a function of (seed, n, r) alone, so a resumed run goes on with the batches it has not seen.
 """
 
@@ -262,7 +263,7 @@ def run_training(recipe: Recipe, library: Library, options: RunOptions, phrases:
         ModelCheckpoint(filename=LAST, every_n_train_steps=recipe.trainer.checkpoint_every_steps, **common),
     ]
     best = ModelCheckpoint(filename=BEST, monitor="validation_loss", mode="min", **common)
-    if data.validation:
+    if data.validation and not recipe.adversary.weight:  # a critic's work does not show in the loss
         callbacks.append(best)
     if options.progress:
         callbacks.append(TQDMProgressBar(refresh_rate=recipe.trainer.log_every_steps))
@@ -302,7 +303,7 @@ def run_training(recipe: Recipe, library: Library, options: RunOptions, phrases:
     best_path = out / f"{BEST}.ckpt"
     return RunResult(
         last_checkpoint=last,
-        best_checkpoint=best_path if best_path.exists() else None,
+        best_checkpoint=best_path if best_path.exists() and not recipe.adversary.weight else None,
         steps=done,
         wall_seconds=module.wall_seconds,
         metrics=module.metrics,

@@ -93,7 +93,8 @@ class Generator(nn.Module):
         self.lowpass = HopLowpass(hop, config.lowpass_taps, config.lowpass_pole)
         if self.lowpass.span_samples > window:
             raise ValueError(f"model.lowpass_taps: must be at most {window - hop + 1}, got {config.lowpass_taps}")
-        self.envelope = Envelope(1, hop, config.envelope_hops)
+        analysis = spec.analysis_window()
+        self.envelope = Envelope(analysis, hop, config.envelope_hops * hop)
         self.noise = Noise(hop)
         self.made = Framer(window, hop, len(SIGNALS) - 1)
         self.dft = RealDft(spec)
@@ -106,7 +107,7 @@ class Generator(nn.Module):
         measure = (weighted / weighted.sum(axis=1, keepdims=True)).T + 1e-6 / weighted.shape[1]
         # Levels of the bands against their mean, and the mean, both brought to about unit size.
         normalise = np.concatenate([0.4 * (np.eye(bands) - 1.0 / bands), np.full((1, bands), 0.15 / bands)])
-        for name, value in {"window": spec.windows()[0], "measure": measure, "normalise": normalise}.items():
+        for name, value in {"window": analysis, "measure": measure, "normalise": normalise}.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
         self.enter = nn.Linear(bands + 1, hidden)
         self.body = Gru(hidden, hidden)
@@ -128,10 +129,11 @@ class Generator(nn.Module):
         )
 
     def _excite(
-        self, audio: Tensor, low: Tensor, envelope: EnvelopeState, noise: NoiseState
+        self, audio: Tensor, frames: Tensor, low: Tensor, envelope: EnvelopeState, noise: NoiseState
     ) -> tuple[Tensor, EnvelopeState, NoiseState]:
-        """audio and its low end [batch, time] -> what is made from them [batch, signals - 1, time]."""
-        level, envelope = self.envelope(audio[:, None], envelope)  # [batch, 1, time]
+        """audio and its low end [batch, time], frames [batch, n, window] -> what is made [batch, signals - 1, time]."""
+        level, envelope = self.envelope(frames, envelope)
+        level = level[:, None]
         white, noise = self.noise(audio, noise)
         scaled = torch.stack([audio, low], dim=1) / level
         driven = torch.tanh(self.config.drive * scaled[:, :1])
@@ -147,7 +149,7 @@ class Generator(nn.Module):
         batch, bands, signals = audio.shape[0], self.config.band_count, len(SIGNALS)
         frames, framer = self.framer(audio[:, None], state.framer)  # [batch, n, 1, window]
         low = self.lowpass(frames[:, :, 0])
-        excitations, envelope, noise = self._excite(audio, low, state.envelope, state.noise)
+        excitations, envelope, noise = self._excite(audio, frames[:, :, 0], low, state.envelope, state.noise)
         made, made_state = self.made(excitations, state.made)
         spectra = self.dft(torch.cat([frames * self.window, frames, made], dim=2))
         heard, spectra = spectra.reshape(batch, hops, signals + 1, 2, -1).split([1, signals], dim=2)
