@@ -27,6 +27,7 @@ from training.augment import (  # noqa: E402
     raw_samples,
     rms,
     saturate,
+    steady_tones,
 )
 from training.recipe import AugmentConfig  # noqa: E402
 
@@ -253,3 +254,15 @@ def test_saturation_leaves_soft_sounds_alone_and_bounds_loud_ones() -> None:
     assert torch.allclose(soft, audio, atol=1e-3)
     # tanh at 40 dB over the root mean square: a square wave, whose root mean square is its peak.
     assert (rms(hard) / hard.abs().max()).item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_steady_tones_stand_still() -> None:
+    tones = steady_tones(12, RATE, RATE, seeded(3))
+    assert tones.shape == (12, RATE)
+    assert torch.equal(tones, steady_tones(12, RATE, RATE, seeded(3)))
+    halves = [rms(part) for part in tones.split(RATE // 2, dim=1)]
+    torch.testing.assert_close(halves[0], halves[1], rtol=0.03, atol=0.0)
+    level = 20 * torch.log10(rms(tones))
+    assert level.min() > -43.0 and level.max() < -11.0
+    strongest = torch.fft.rfft(tones).abs().argmax(dim=1)  # Hz, as the tones last a second
+    assert int(strongest.min()) >= 59 and len(set(strongest.tolist())) > 8

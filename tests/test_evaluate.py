@@ -322,6 +322,9 @@ def test_the_command_from_folders_to_figures(
     assert figures["inputs_used"]["guitar"]["heard_as"] in figures["recogniser"]["styles"]
     unchanged = figures["baselines"]["unchanged"]["mean"]
     assert unchanged["frechet_ratio"] == 1.0 and unchanged["onset_f1"] == 1.0 and unchanged["level_spread_lu"] == 0.0
+    for system in (figures, *figures["baselines"].values()):
+        assert system["mean_of_voices"] is None or 0.0 <= system["mean_of_voices"]["style_accuracy"] <= 1.0
+    assert (figures["mean_of_voices"] is None) == (not figures["inputs_used"]["guitar"]["pitched"])
     same = figures["baselines"]["first"]["mean"]
     assert same == figures["mean"]  # one engine, one figure
     for shares in figures["taken_for"].values():

@@ -207,7 +207,7 @@ def test_clips_that_tell_nothing_are_refused(bundle: Bundle, tmp_path: Path) -> 
     with pytest.raises(LearnError, match="name '###': has no letter or digit"):
         style_id("###")
     taken = bundle.manifest.styles[0]
-    with pytest.raises(LearnError, match="has a style .* already; choose another --name"):
+    with pytest.raises(LearnError, match=r"has a style '\w+' already; choose another --name"):
         learn(bundle, SAX, taken.label)
     with pytest.raises(LearnError, match=f"program {taken.program}: selects another style already"):
         learn(bundle, SAX, "sax", taken.program)

@@ -366,6 +366,28 @@ def test_critic_and_generator_learn_each_from_its_own_loss(place: Path) -> None:
     assert all(torch.allclose(ours, theirs, atol=1e-7) for ours, theirs in zip(gradients, apart, strict=True))
 
 
+def test_gains_that_stand_still_are_steady_and_moving_ones_are_not(place: Path) -> None:
+    torch.manual_seed(0)
+    module = RestoreObjective(edited(place), {})
+    vectors = module.styles(torch.tensor([0, 1]))
+    with torch.no_grad():
+        module.generator.leave.weight.mul_(50.0)
+    assert float(module.unsteadiness(vectors, 0).detach()) > 1e-3
+    with torch.no_grad():
+        module.generator.leave.weight.zero_()  # gains are then the bias, whatever is heard
+    assert float(module.unsteadiness(vectors, 0).detach()) < 1e-5
+
+
+def test_steadiness_is_trained_and_shown(place: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(place, edited(place, ("[loss]", "[loss]\nsteadiness = 300.0"), ("steps = 6", "steps = 40")))
+    board = EventAccumulator(str(place / "run" / "tensorboard"))
+    board.Reload()
+    values = [item.value for item in board.Scalars("train/unsteadiness")]
+    assert len(values) == 40 and np.mean(values[-10:]) < 0.7 * np.mean(values[:10])
+
+
 def test_crossed_rows_become_another_style(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ("[optimiser]", "[adversary]\nweight = 0.3\ncross_share = 0.5\nstart_step = 4\n[optimiser]")
     module = RestoreObjective(edited(place, changes), {})

@@ -205,6 +205,20 @@ def make_pair(raw: Tensor, samples: int, sample_rate: int, config: AugmentConfig
     return Pair(hidden * gain, target * gain)
 
 
+def steady_tones(rows: int, samples: int, sample_rate: int, generator: torch.Generator) -> Tensor:
+    """[rows, samples] of tones that stand still: a random pitch, level and share of each of sixteen partials."""
+    hertz = 60.0 * 25.0 ** _uniform(generator, rows, 0.0, 1.0)  # up to 1500 Hz
+    number = torch.arange(1, 17, device=generator.device)
+    steepness = _uniform(generator, rows, 0.5, 8.0)  # from a sawtooth to a sine
+    amplitude = number**-steepness * _uniform(generator, rows, 0.1, 1.0, 16)
+    amplitude = torch.where(hertz * number < 0.45 * sample_rate, amplitude, torch.zeros_like(amplitude))
+    phase = _uniform(generator, rows, 0.0, 2.0 * math.pi, 16)
+    seconds = torch.arange(samples, device=generator.device) / sample_rate
+    angle = 2.0 * math.pi * (hertz * number)[:, :, None] * seconds + phase[:, :, None]
+    tone = (amplitude[:, :, None] * torch.sin(angle)).sum(dim=1)
+    return tone / rms(tone) * 10.0 ** (_uniform(generator, rows, -42.0, -12.0) / 20.0)
+
+
 def add_room(audio: Tensor, sample_rate: int, chance: float, generator: torch.Generator) -> Tensor:
     """[batch, samples] in a random room: the direct sound unchanged, then noise that decays exponentially.
 

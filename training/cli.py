@@ -161,9 +161,10 @@ def evaluate(
     try:
         from realtime.bundle import BundleError, StyleError
         from realtime.stream import ProviderError
-        from training.evaluate import EvaluationError, EvaluationOptions, draw, tables
+        from training.evaluate import EvaluationError, EvaluationOptions
         from training.evaluate import evaluate as run
         from training.models.recogniser import RecogniserConfig
+        from training.report import draw, tables
     except ModuleNotFoundError as error:
         errors.print(f"[red]evaluation needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
         raise typer.Exit(1) from None

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import soxr
 from numpy.typing import NDArray
-from rich.table import Table
 
 from realtime.bundle import FIRST_MODEL, Bundle, read_bundle
 from realtime.controls import Performer
@@ -115,7 +114,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Example:
-    """What the picture shows of one input: names and sounds [samples], the input first."""
+    """What the picture shows of one input: names and sounds [samples]: the input, then each style made and real."""
 
     title: str
     sample_rate: int
@@ -124,7 +123,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``figures`` are plain values, as the JSON file has them."""
+    """``figures`` are plain values, as the JSON file has them; "voices" are the inputs of one clear pitch at a time."""
 
     figures: dict[str, Any]
     example: Example
@@ -332,9 +331,18 @@ def evaluate(
 
     systems, tones, example = _measure_all(items, styles, bundle, other, recordings, recogniser, options, tell)
     real = {style: measures.gaussian_of(_real_embeddings(recordings[style], recogniser, options)) for style in styles}
+    voices = [number for number, item in enumerate(items) if item.pitch.pitched]
+
+    def summary(name: str, numbers: Sequence[int]) -> dict[str, Any]:
+        rows, unchanged = (_some(systems[system], numbers) for system in (name, UNCHANGED))
+        return _summarise([items[i] for i in numbers], rows, tones.get(name, {}), real, unchanged, recogniser)
+
     summaries = {
-        name: _summarise(items, rows, tones.get(name, {}), real, systems[UNCHANGED], recogniser)
-        for name, rows in systems.items()
+        name: {
+            **summary(name, range(len(items))),
+            "mean_of_voices": summary(name, voices)["mean"] if voices else None,
+        }
+        for name in systems
     }
     accuracy = recogniser.accuracy
     figures = {
@@ -449,7 +457,8 @@ def _measure_all(
                     out, after = engine.render(item.audio, style)
                     systems[name][style].append(measure(item, out, after, rate, hop, recogniser))
                     if item is shown and name == MODEL:
-                        sounds.append((style, out))
+                        real = _real_playing(recordings[style], len(item.audio))
+                        sounds += [(style, out), (f"{style}, real", real)]
             matched = measures.static_match(item.audio, spectra[style], rate)
             systems[STATIC][style].append(measure(item, matched, quiet, rate, hop, recogniser))
             systems[UNCHANGED][style].append(unchanged)
@@ -457,6 +466,16 @@ def _measure_all(
     tell("rendering and measuring", done, in_all)
     tones = {name: {style: engine.tone_buzz_db(style) for style in played[name]} for name, engine in engines.items()}
     return systems, tones, Example(shown.name, rate, tuple(sounds))
+
+
+def _real_playing(recordings: Sequence[Recording], samples: int) -> Audio:
+    """[up to samples] of a style as it is: its longest recordings, one after the other."""
+    found: list[Audio] = []
+    for recording in sorted(recordings, key=lambda r: r.seconds, reverse=True):
+        found.append(loudest_part(np.asarray(recording.audio()), samples - sum(map(len, found))))
+        if sum(map(len, found)) >= samples:
+            break
+    return np.concatenate(found)
 
 
 def _real_embeddings(
@@ -521,6 +540,11 @@ def _summarise(
     }
 
 
+def _some(rows: Mapping[str, Sequence[Measured]], numbers: Sequence[int]) -> dict[str, list[Measured]]:
+    """The rows of some of the inputs."""
+    return {style: [group[i] for i in numbers] for style, group in rows.items()}
+
+
 def _distance(rows: Sequence[Measured], real: tuple[NDArray[np.float64], NDArray[np.float64]]) -> float:
     """Fréchet distance of all excerpts of an output to the real ones; NaN for a single one, which has no spread."""
     embeddings = np.concatenate([row.judgement.embeddings for row in rows])
@@ -568,94 +592,3 @@ def _rounded(value: float) -> float | None:
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _rounded(value) if isinstance(value, float) else value for name, value in values.items()}
-
-
-COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("style_accuracy", "style", ".0%"),
-    ("frechet_ratio", "FD\nratio", ".2f"),
-    ("pitch_kept", "pitch\nkept", ".0%"),
-    ("onset_f1", "onset\nF1", ".2f"),
-    ("chroma_correlation", "chroma\ncorr.", ".2f"),
-    ("loudness_correlation", "loud.\ncorr.", ".2f"),
-    ("hop_buzz_db", "buzz\ndB", ".0f"),
-    ("hop_buzz_tone_db", "tones\ndB", ".0f"),
-    ("clicks_per_minute", "clicks\n/min", ".1f"),
-    ("silence_peak_dbfs", "quiet\ndBFS", ".0f"),
-)
-OF_ALL_INPUTS = ("frechet_ratio", "hop_buzz_tone_db")
-
-
-def _grid(title: str, name: str, *headings: str) -> Table:
-    """A table of numbers that fits into 80 columns."""
-    grid = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    grid.add_column(name, overflow="fold", min_width=12)
-    for heading in headings:
-        grid.add_column(heading, justify="right", no_wrap=True)
-    return grid
-
-
-def tables(figures: dict[str, Any]) -> list[Table]:
-    """For a terminal: the recogniser itself, the model per input and per style, and all systems in the mean."""
-
-    def cells(values: dict[str, Any], without: Sequence[str] = ()) -> list[str]:
-        return [
-            "-" if values.get(key) is None else format(values[key], form)
-            for key, _, form in COLUMNS
-            if key not in without
-        ]
-
-    judge = _grid("The recogniser on real recordings", "style", "excerpts", "in phrases", "trained on", "held out")
-    for style, values in figures["recogniser"]["styles"].items():
-        shares = (f"{values[name]:.0%}" for name in ("excerpts", "phrases"))
-        judge.add_row(style, *shares, *(str(values[f"{part}_recordings"]) for part in ("training", "held_out")))
-    overall = figures["recogniser"]
-    judge.add_row("mean", f"{overall['accuracy']:.0%}", f"{overall['phrase_accuracy']:.0%}", "", "", style="bold")
-    short = [heading for key, heading, _ in COLUMNS if key not in OF_ALL_INPUTS]
-    per_input = _grid(f"{figures['file']}, per input", "input", *short, "one\npitch")
-    for name, values in figures["inputs"].items():
-        used = figures["inputs_used"][name]
-        pitched = f"{'yes' if used['pitched'] else 'no'} {used['pitch_agreement']:.2f}"
-        per_input.add_row(name, *cells(values, OF_ALL_INPUTS), pitched)
-    headings = [heading for _, heading, _ in COLUMNS]
-    per_style = _grid(f"{figures['file']}, per style", "style", *headings, "level\nLU")
-    for style, values in figures["styles"].items():
-        per_style.add_row(style, *cells(values), f"{values['level_difference_lu']:+.1f}")
-    means = _grid(f"{figures['file']} beside its baselines, mean over styles", "", *headings, "levels\nLU")
-    for name, system in {figures["file"]: figures, **figures["baselines"]}.items():
-        means.add_row(name, *cells(system["mean"]), f"{system['mean']['level_spread_lu']:.1f}")
-    return [judge, per_input, per_style, means]
-
-
-def draw(path: Path, evaluation: Evaluation) -> None:
-    """Style accuracy of every system, what outputs are taken for, and the spectrograms of one example, as a PNG."""
-    from matplotlib.figure import Figure
-
-    figures, example = evaluation.figures, evaluation.example
-    styles, systems = list(figures["styles"]), {figures["file"]: figures, **figures["baselines"]}
-    figure = Figure(figsize=(16, 14), layout="constrained")
-    columns = 3
-    rows = math.ceil(len(example.sounds) / columns)
-    grid = figure.add_gridspec(1 + rows, 2 * columns, height_ratios=[2.0] + rows * [1.0])
-    bars, matrix = figure.add_subplot(grid[0, :columns]), figure.add_subplot(grid[0, columns:])
-    width = 0.8 / len(systems)
-    for number, (name, system) in enumerate(systems.items()):
-        values = [system["styles"].get(style, {}).get("style_accuracy") or 0.0 for style in styles]
-        bars.bar(np.arange(len(styles)) + (number + 0.5) * width - 0.4, values, width, label=name)
-    phrases = [figures["recogniser"]["styles"][style]["phrases"] for style in styles]
-    bars.plot(range(len(styles)), phrases, "k_", markersize=28, label="real, held out")
-    bars.set_xticks(range(len(styles)), styles, rotation=30, ha="right")
-    bars.set(ylim=(0, 1.02), ylabel="share taken for the style", title="style accuracy")
-    bars.legend(fontsize=8)
-    classes = list(figures["recogniser"]["styles"])
-    shares = np.array([[figures["taken_for"][style][name] for name in classes] for style in styles])
-    image = matrix.imshow(shares, cmap="magma", vmin=0, vmax=1, aspect="auto")
-    matrix.set_xticks(range(len(classes)), classes, rotation=60, ha="right")
-    matrix.set_yticks(range(len(styles)), styles)
-    matrix.set(title=f"{figures['file']}: asked for (row), taken for (column)")
-    figure.colorbar(image, ax=matrix)
-    for number, (name, audio) in enumerate(example.sounds):
-        row, column = divmod(number, columns)
-        axes = figure.add_subplot(grid[1 + row, 2 * column : 2 * column + 2])
-        axes.specgram(audio + 1e-9, NFFT=2048, Fs=example.sample_rate, noverlap=1536, vmin=-140, vmax=-30)
-        axes.set(title=f"{example.title}: {name}", ylim=(0, 10_000), xlabel="seconds", ylabel="Hz")
-    figure.savefig(path, dpi=90, format="png")

@@ -185,6 +185,7 @@ class LossConfig:
     log_magnitude: float = 0.5
     log_mel: float = 1.0
     level: float = 0.2
+    steadiness: float = 0.0  # of the generator's gains while a tone stands still: what moves there, buzzes
 
     def __post_init__(self) -> None:
         if not self.fft_sizes or any(n < 16 or n & (n - 1) for n in self.fft_sizes):
@@ -197,7 +198,7 @@ class LossConfig:
         if any(count < 1 for count in self.mel_band_counts):
             raise ValueError(f"loss.mel_band_counts: must be at least 1 each, got {list(self.mel_band_counts)}")
         weights = ("spectral_convergence", "log_magnitude", "log_mel", "level")
-        _at_least(self, "loss.", 0, *weights)
+        _at_least(self, "loss.", 0, *weights, "steadiness")
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"loss.{', loss.'.join(weights)}: all are zero; give one of them a weight")
 

@@ -146,7 +146,7 @@ class Generator(nn.Module):
     def forward(self, audio: Tensor, style: Tensor, state: GeneratorState) -> tuple[Tensor, GeneratorState]:
         """audio [batch, n*hop], style [batch, style_dim] -> audio [batch, n*hop] and the state after it."""
         hops = whole_hops(audio.shape[-1], self.spec.hop_samples, "Generator")
-        batch, bands, signals = audio.shape[0], self.config.band_count, len(SIGNALS)
+        batch, signals = audio.shape[0], len(SIGNALS)
         frames, framer = self.framer(audio[:, None], state.framer)  # [batch, n, 1, window]
         low = self.lowpass(frames[:, :, 0])
         excitations, envelope, noise = self._excite(audio, frames[:, :, 0], low, state.envelope, state.noise)
@@ -154,7 +154,14 @@ class Generator(nn.Module):
         spectra = self.dft(torch.cat([frames * self.window, frames, made], dim=2))
         heard, spectra = spectra.reshape(batch, hops, signals + 1, 2, -1).split([1, signals], dim=2)
 
-        power = heard[:, :, 0].square().sum(dim=2)  # [batch, n, bins]
+        gains, body = self.decide(heard[:, :, 0], style, state.body)
+        out, bank = self.bank(spectra, gains, state.bank)
+        return out, GeneratorState(framer, envelope, noise, made_state, body, bank)
+
+    def decide(self, heard: Tensor, style: Tensor, state: GruState) -> tuple[Tensor, GruState]:
+        """Spectra of the windowed input [batch, n, re|im, bins] -> gains at hop ends [batch, n, signals, bands]."""
+        batch, hops = heard.shape[:2]
+        power = heard.square().sum(dim=2)  # [batch, n, bins]
         # A floor, not a sum: onnxruntime takes the addition of so small a number for none at all and drops it.
         levels = torch.log(torch.matmul(power, self.measure).clamp_min(1e-9))
         scale1, shift1, scale2, shift2 = self.steer(style).chunk(4, dim=-1)
@@ -164,8 +171,7 @@ class Generator(nn.Module):
             self.enter.bias + 0.6 * self.enter.weight[:, -1],
         )
         x = torch.nn.functional.leaky_relu(x * scale1 + shift1, 0.1)
-        y, body = self.body(x, state.body)
+        y, body = self.body(x, state)
         x = torch.nn.functional.leaky_relu((x + y) * scale2 + shift2, 0.1)
-        gains = torch.exp(self.leave(x).clamp(-9.0, 3.5)).transpose(0, 1).reshape(batch, hops, signals, bands)
-        out, bank = self.bank(spectra, gains, state.bank)
-        return out, GeneratorState(framer, envelope, noise, made_state, body, bank)
+        gains = torch.exp(self.leave(x).clamp(-9.0, 3.5)).transpose(0, 1)
+        return gains.reshape(batch, hops, len(SIGNALS), self.config.band_count), body

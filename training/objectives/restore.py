@@ -22,7 +22,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from training.augment import Pair, make_pair, make_true_pair
+from training.augment import Pair, make_pair, make_true_pair, steady_tones
 from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, CheckpointError
 from training.losses import LossTerms, SpectralLoss, level_l1
 from training.models.critic import Critic, Verdict, critic_loss, deception_loss, feature_loss
@@ -33,6 +33,7 @@ from training.recipe import OptimiserConfig, Recipe
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_STEPS = 20
+TONE_ROWS, TONE_SECONDS = 4, 0.4
 AUDIBLE_RMS = 1e-4  # quieter rows tell a critic nothing
 OPTIONAL_PARTS = ("encoder.", "average_encoder.", "critic.")  # a recipe may bring them into a run or leave them out
 
@@ -152,6 +153,10 @@ class RestoreObjective(LightningModule):
         result = self.judge(answer, pair.target)
         kept = level_l1(answer.float(), pair.input[:, : answer.shape[1]], self.recipe.spectral.sample_rate)
         total = torch.where(crossed, kept, result.total).mean() + anchor
+        if self.recipe.loss.steadiness:
+            unsteady = self.unsteadiness(vectors[:TONE_ROWS], batch.seed)
+            total = total + self.recipe.loss.steadiness * unsteady
+            self.log("train/unsteadiness", unsteady, batch_size=TONE_ROWS)
         values = {"loss": result.total[~crossed].mean()} if not crossed.all() else {}
         values |= {name: value[~crossed].mean() for name, value in result.terms.items() if not crossed.all()}
         if self.criticising:
@@ -164,6 +169,21 @@ class RestoreObjective(LightningModule):
             self.log("train/loss", values.pop("loss"), prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=size)
         return total
+
+    def unsteadiness(self, vectors: Tensor, seed: int) -> Tensor:
+        """How far gains stray from their mean, in natural log units, while tones in these styles stand still."""
+        generator, rate = self.generator, self.recipe.spectral.sample_rate
+        random = torch.Generator(device=vectors.device).manual_seed(seed)
+        hop = self.recipe.spectral.hop_samples
+        samples = round(TONE_SECONDS * rate / hop) * hop
+        tones = steady_tones(len(vectors), samples, rate, random)
+        state = on_device(generator.init_state(len(vectors)), tones.device)
+        frames, _ = generator.framer(tones[:, None], state.framer)
+        heard = generator.dft(frames * generator.window)
+        heard = heard.reshape(len(vectors), samples // hop, 2, -1)
+        gains, _ = generator.decide(heard, vectors, state.body)
+        late = gains[:, gains.shape[1] // 2 :].float().log()
+        return (late - late.mean(dim=1, keepdim=True)).abs().mean()
 
     @property
     def criticising(self) -> bool:
