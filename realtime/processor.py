@@ -128,9 +128,13 @@ class Processor:
         self._dry_past, self._dry_shifted = self._dry[:, :delay], self._dry[:, hop:]
         self._dry_newest, self._dry_now = self._dry[:, delay:], self._dry[:, :hop]
         self._out, self._spare = np.zeros((channels, hop), np.float32), np.zeros((channels, hop), np.float32)
+        self._flat_in, self._flat_out, self._flat_spare = (
+            buffer.reshape(-1) for buffer in (self.stream.audio, self._out, self._spare)
+        )
         self._scratch = np.zeros((channels, hop), np.float32)
         self._times = np.zeros((TIMES_KEPT, 2), np.float32)
         self._block_out = np.zeros((channels, max_block), np.float32)
+        self._hop_out = self._block_out[:, :hop]
         self.stream.warm_up()
         self.reset()
 
@@ -167,6 +171,12 @@ class Processor:
         The result is ``out`` if given, else a buffer that the next call overwrites.
         """
         assert self.stream is not None, "prepare comes first"
+        if self._position == 0 and block.shape == self._hop_out.shape == self._out.shape:  # the usual block
+            result = self._hop_out if out is None else out
+            result[:] = self._out
+            self.stream.audio[:] = block
+            self._hop()
+            return result
         samples = block.shape[-1]
         planar = block.reshape(self.channels, samples)
         if out is None:
@@ -178,11 +188,6 @@ class Processor:
         while at < samples:
             position = self._position
             count = min(hop - position, samples - at)
-            if count == samples == hop:  # the usual block
-                result[:] = self._out
-                gathered[:] = planar
-                self._hop()
-                break
             result[:, at : at + count] = self._out[:, position : position + count]
             gathered[:, position : position + count] = planar[:, at : at + count]
             at += count
@@ -206,7 +211,7 @@ class Processor:
         new = self._gains
         if old.input != 1.0 or new.input != 1.0:
             x *= self._slope(old.input, new.input)
-        flat = x.ravel()
+        flat = self._flat_in
         energy = float(flat.dot(flat))  # a method: np.vdot has more of Python to it
         if not math.isfinite(energy):
             meters.bad_input_hops += self.hops_per_step
@@ -221,18 +226,17 @@ class Processor:
         wet = self._graph()
         after = perf_counter_ns()
         out, self._out, self._spare = self._spare, self._spare, self._out
+        flat, self._flat_out, self._flat_spare = self._flat_spare, self._flat_spare, self._flat_out
         energy_out, trusted = math.nan, self._trust
         trust = trusted
         if wet is not None:
             trust = trusted if trusted == 1.0 else min(1.0, trusted + 1.0 / self._fade_steps)
             self._mix(wet, dry, old.under(trusted), new.under(trust))
-            flat = out.ravel()
             energy_out = float(flat.dot(flat))  # not a number if one sample is not
         if math.isfinite(energy_out):
             self._trust = trust
         else:
             self._fall_back(dry, old.under(0.0), new.under(0.0))
-            flat = out.ravel()
             energy_out = float(flat.dot(flat))
         if energy_out > LIMITER_KNEE**2:  # otherwise no sample is above the knee
             limit(out)
@@ -277,7 +281,7 @@ class Processor:
         if old.wet == 1.0 and new.wet == 1.0:
             out[:] = wet
         else:
-            np.multiply(wet, self._slope(old.wet, new.wet), out=out)
+            np.multiply(wet, self._slope(old.wet, new.wet), out)
         if old.dry or new.dry:
             np.multiply(dry, self._slope(old.dry, new.dry), out=self._scratch)
             out += self._scratch
