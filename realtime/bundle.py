@@ -30,6 +30,7 @@ KINDS = ("transfer", "generate", "recognise", "notes")
 MAX_FILE_BYTES = 512 * 2**20
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_STYLES = 4096
+MAX_NAME = 200
 MAX_STATE_NUMBERS = 2**24
 PARAMETER_LIMITS = {"dB": (-120.0, 60.0), "ratio": (0.0, 1.0)}
 """The widest range that a manifest may give to a parameter, by unit."""
@@ -70,6 +71,11 @@ class Style:
     vector: tuple[float, ...]
     loudness_lufs: float
     program: int
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What a performer may call it, in small letters and underscores."""
+        return self.id.casefold(), self.label.casefold().replace(" ", "_").replace("-", "_")
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ class Manifest:
         """The style with this id (or label, ignoring case); StyleError with near matches if there is none."""
         wanted = style_id.strip().casefold().replace(" ", "_").replace("-", "_")
         for style in self.styles:
-            if wanted in (style.id.casefold(), style.label.casefold().replace(" ", "_")):
+            if wanted in style.names:
                 return style
         ids = [style.id for style in self.styles]
         near = get_close_matches(wanted, ids, n=3, cutoff=0.5)
@@ -162,7 +168,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """The same for files of the same weights; style vectors of another fingerprint mean nothing here."""
+        """The same for copies of one export; style vectors of another fingerprint mean nothing here."""
         return hashlib.sha256((self.golden.audio + self.golden.audio_out).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
@@ -290,7 +296,7 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
         ([p.id for p in manifest.parameters], "parameters.id"),
     ):
         need(len(set(names)) == len(names), field_name, "appears twice")
-        need(all(0 < len(name) <= 200 for name in names), field_name, "is empty or above 200 characters")
+        need(all(0 < len(name) <= MAX_NAME for name in names), field_name, f"is empty or above {MAX_NAME} characters")
     for i, style in enumerate(manifest.styles):
         wrong = style_problem(style, manifest.style_dim)
         if wrong:
@@ -323,9 +329,13 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
 
 def style_problem(style: Style, style_dim: int) -> tuple[str, str] | None:
     """(field, what is wrong with it) of a style that a model of this ``style_dim`` cannot use, None if it can."""
+    for name in ("id", "label"):
+        text = getattr(style, name)
+        if not (0 < len(text) <= MAX_NAME and text.isprintable()):
+            return name, f"is empty, above {MAX_NAME} characters or not printable"
     if len(style.vector) != style_dim:
         return "vector", f"has {len(style.vector)} numbers, style_dim is {style_dim}"
-    if not all(math.isfinite(v) and abs(v) < 1e4 for v in style.vector):
+    if not all(abs(v) < 1e4 for v in style.vector):  # false for NaN and infinity too
         return "vector", "has a number that is no sane one"
     if not -100.0 <= style.loudness_lufs <= 20.0:
         return "loudness_lufs", f"{style.loudness_lufs} is outside -100..20"

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime.audio import file_info, read_blocks
-from realtime.bundle import Bundle, BundleError, Manifest, Style, read_encoder, style_problem
+from realtime.bundle import MAX_NAME, Bundle, BundleError, Manifest, Style, read_encoder, style_problem
 from realtime.files import NewFile
 from realtime.stream import make_session
 
@@ -52,6 +52,11 @@ def style_id(name: str) -> str:
     if not found:
         raise LearnError(f"name '{name}': has no letter or digit from a to z or 0 to 9; choose another --name")
     return found
+
+
+def _printable(name: str) -> str:
+    """Without what a terminal obeys and what is not text; file names may hold either."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)[:MAX_NAME]
 
 
 def free_program(styles: Sequence[Style]) -> int:
@@ -94,10 +99,10 @@ def hear_windows(bundle: Bundle, audio: NDArray[np.float32]) -> tuple[NDArray[np
 
     Raises BundleError for a model without a style encoder.
     """
-    session = make_session(read_encoder(bundle))
-    samples = session.get_inputs()[0].shape[1]
-    windows = cut_windows(audio, samples)
+    graph = read_encoder(bundle)
     try:
+        session = make_session(graph)
+        windows = cut_windows(audio, session.get_inputs()[0].shape[1])
         heard: list[NDArray[np.float32]] = [
             np.asarray(session.run(["vector"], {"audio": windows[i : i + 16]})[0]) for i in range(0, len(windows), 16)
         ]
@@ -115,6 +120,7 @@ def measure_loudness_lufs(bundle: Bundle, vector: NDArray[np.float32]) -> float:
     rate = bundle.manifest.spectral.sample_rate
     hops = 16
     stream = Stream(bundle, 1, hops)
+    stream.warm_up()
     stream.style[:] = vector
     playing = at_common_loudness(demo_playing(rate), rate)
     out = np.zeros(len(playing) // stream.step_samples * stream.step_samples, np.float32)
@@ -128,7 +134,7 @@ def learn(bundle: Bundle, clip: Path, name: str, program: int | None = None) -> 
     """A new style for this model from a clip. Raises AudioFileError, LearnError, BundleError."""
     manifest = bundle.manifest
     new_id = style_id(name)
-    if any(style.id == new_id for style in manifest.styles):
+    if any(new_id in style.names for style in manifest.styles):
         raise LearnError(
             f"name '{name}': model '{manifest.name}' has a style '{new_id}' already; choose another --name"
         )
@@ -138,13 +144,20 @@ def learn(bundle: Bundle, clip: Path, name: str, program: int | None = None) -> 
     vector = hear_windows(bundle, audio)[1].mean(axis=0)
     style = Style(
         new_id,
-        name.strip(),
+        _printable(name.strip()),
         tuple(float(value) for value in vector),
         round(measure_loudness_lufs(bundle, vector), 2),
         free_program(manifest.styles) if program is None else program,
     )
+    wrong = style_problem(style, manifest.style_dim)
+    if wrong:
+        raise LearnError(
+            f"{clip}: gives a style whose {wrong[0]} {wrong[1]}; check the clip's level, or use another clip"
+        )
     seconds = len(audio) / manifest.spectral.sample_rate
-    return LearnedStyle(SCHEMA_VERSION, manifest.name, manifest.fingerprint, style, clip.name, round(seconds, 2), {})
+    return LearnedStyle(
+        SCHEMA_VERSION, manifest.name, manifest.fingerprint, style, _printable(clip.name), round(seconds, 2), {}
+    )
 
 
 def with_vector(bundle: Bundle, learned: LearnedStyle, vector: NDArray[np.float32]) -> LearnedStyle:
@@ -158,14 +171,14 @@ def with_vector(bundle: Bundle, learned: LearnedStyle, vector: NDArray[np.float3
 def write_style(path: Path, learned: LearnedStyle) -> None:
     """Write a ``.style`` file, whole or not at all. Raises OSError."""
     with NewFile(path) as part:
-        part.write_text(json.dumps(asdict(learned), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(asdict(learned), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_style(path: Path, manifest: Manifest) -> LearnedStyle:
     """Read a ``.style`` file for this model. Raises LearnError."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise LearnError(f"{path}: is too large for a style file; give a file that 'restyle learn' wrote")
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
+            raise LearnError(f"{path}: is no style file; give a file that 'restyle learn' wrote")
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise LearnError(f"{path}: cannot be read ({error.strerror}); check the path") from None
@@ -177,15 +190,16 @@ def read_style(path: Path, manifest: Manifest) -> LearnedStyle:
     try:
         learned = dacite.from_dict(LearnedStyle, data, dacite.Config(strict=True, cast=[tuple]))
     except (dacite.DaciteError, ValueError, TypeError, AttributeError) as error:
-        raise LearnError(f"{path}: {error}; learn the style again") from None
+        raise LearnError(f"{path}: {' '.join(str(error).split())}; learn the style again") from None
     wrong = style_problem(learned.style, manifest.style_dim)
-    if wrong or learned.style.id != style_id(learned.style.id):
-        field, problem = wrong or ("id", f"'{learned.style.id}' is not in snake_case")
-        raise LearnError(f"{path}: style.{field}: {problem}; learn the style again")
+    if not wrong and not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", learned.style.id):
+        wrong = "id", f"'{learned.style.id}' is not in snake_case"
+    if wrong:
+        raise LearnError(f"{path}: style.{wrong[0]}: {wrong[1]}; learn the style again")
     if learned.fingerprint != manifest.fingerprint:
         raise LearnError(
-            f"{path}: was learned for another model ('{learned.model}', not this '{manifest.name}'); "
-            "learn it again with --model"
+            f"{path}: was learned for another model ({learned.model!r} {learned.fingerprint!r}, not this "
+            f"'{manifest.name}' '{manifest.fingerprint}'); learn it again with --model"
         )
     return learned
 
@@ -198,7 +212,7 @@ def add_styles(bundle: Bundle, paths: Sequence[Path]) -> Bundle:
     styles = list(bundle.manifest.styles)
     for path in paths:
         style = read_style(path, bundle.manifest).style
-        if any(style.id == known.id for known in styles):
+        if any(set(style.names) & set(known.names) for known in styles):
             raise LearnError(f"{path}: there is a style '{style.id}' already; learn it again under another --name")
         if any(style.program == known.program for known in styles):
             style = replace(style, program=free_program(styles))

@@ -168,13 +168,13 @@ class Processor:
     def process(self, block: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """block [channels, n] (or [n] for one channel), n at most ``max_block`` -> the same shape.
 
-        The result is ``out`` if given, else a buffer that the next call overwrites.
+        The result is ``out`` if given, which may be ``block`` itself, else a buffer that the next call overwrites.
         """
         assert self.stream is not None, "prepare comes first"
         if self._position == 0 and block.shape == self._hop_out.shape == self._out.shape:  # the usual block
             result = self._hop_out if out is None else out
+            self.stream.audio[:] = block  # before the result: they may be one array
             result[:] = self._out
-            self.stream.audio[:] = block
             self._hop()
             return result
         samples = block.shape[-1]
@@ -188,8 +188,8 @@ class Processor:
         while at < samples:
             position = self._position
             count = min(hop - position, samples - at)
-            result[:, at : at + count] = self._out[:, position : position + count]
             gathered[:, position : position + count] = planar[:, at : at + count]
+            result[:, at : at + count] = self._out[:, position : position + count]
             at += count
             self._position = position + count
             if self._position == hop:
@@ -231,7 +231,10 @@ class Processor:
         trust = trusted
         if wet is not None:
             trust = trusted if trusted == 1.0 else min(1.0, trusted + 1.0 / self._fade_steps)
-            self._mix(wet, dry, old.under(trusted), new.under(trust))
+            if old is new and trusted == 1.0 and not new.dry:  # nothing moves: the usual hop
+                np.multiply(wet, new.wet, out)
+            else:
+                self._mix(wet, dry, old.under(trusted), new.under(trust))
             energy_out = float(flat.dot(flat))  # not a number if one sample is not
         if math.isfinite(energy_out):
             self._trust = trust

@@ -94,7 +94,7 @@ def test_what_is_written_is_read_back_and_joins_the_styles(
 def test_two_styles_with_one_program_get_two(bundle: Bundle, learned: LearnedStyle, tmp_path: Path) -> None:
     paths = [tmp_path / "one.style", tmp_path / "two.style"]
     write_style(paths[0], learned)
-    write_style(paths[1], replace(learned, style=replace(learned.style, id="other")))
+    write_style(paths[1], replace(learned, style=replace(learned.style, id="other", label="Other")))
     styles = add_styles(bundle, paths).manifest.styles
     assert len({style.program for style in styles}) == len(styles)
     assert styles[-2].program == learned.style.program
@@ -149,6 +149,12 @@ def test_a_learned_style_is_as_loud_as_the_others(bundle: Bundle, learned: Learn
         (lambda d: d.update(fingerprint="0" * 16), "was learned for another model"),
         (lambda d: d["style"].update(vector=d["style"]["vector"][:3]), "style.vector: has 3 numbers"),
         (lambda d: d["style"]["vector"].__setitem__(0, math.nan), "style.vector: has a number that is no sane one"),
+        (lambda d: d["style"]["vector"].__setitem__(0, 10**400), "style.vector: has a number that is no sane one"),
+        (
+            lambda d: d["style"].update(label="a\x1b[2Jb"),
+            "style.label: is empty, above 200 characters or not printable",
+        ),
+        (lambda d: d["style"].update(id="x" * 201), "style.id: is empty, above 200 characters or not printable"),
         (lambda d: d["style"].update(program=200), "style.program: 200 is outside 0..127"),
         (lambda d: d["style"].update(id="My Sax"), "style.id: 'My Sax' is not in snake_case"),
         (lambda d: d.update(more=1), "more"),
@@ -211,6 +217,28 @@ def test_clips_that_tell_nothing_are_refused(bundle: Bundle, tmp_path: Path) -> 
         learn(bundle, SAX, taken.label)
     with pytest.raises(LearnError, match=f"program {taken.program}: selects another style already"):
         learn(bundle, SAX, "sax", taken.program)
+
+
+def test_a_name_that_means_another_style_already_is_refused(bundle: Bundle) -> None:
+    brass = bundle.manifest.style("Trombone")
+    assert brass.id != "trombone"
+    with pytest.raises(LearnError, match=r"name 'TROMBONE': .* choose another --name"):
+        learn(bundle, SAX, "TROMBONE")
+
+
+def test_names_that_a_terminal_would_obey_are_cleaned(bundle: Bundle) -> None:
+    style = learn(bundle, SAX, "red\x1b[31m\nsax").style
+    assert style.id == "red_31m_sax" and style.label == "red?[31m?sax"
+
+
+def test_a_clip_beyond_all_bounds_gives_no_file(tmp_path: Path) -> None:
+    loud = tmp_path / "loud.wav"
+    soundfile.write(loud, np.full(96_000, 1e30, np.float32), 48_000, subtype="FLOAT")
+    result = restyle("learn", loud, "--name", "x", "--out", tmp_path / "x.style")
+    assert result.exit_code == 1 and "loud.wav" in result.output.replace("\n", "")
+    assert not (tmp_path / "x.style").exists()
+    nowhere = restyle("learn", SAX, "--name", "x", "--out", tmp_path / "no" / "x.style")
+    assert nowhere.exit_code == 1 and "cannot be written" in nowhere.output.replace("\n", "")
 
 
 def test_the_command_writes_what_it_says_and_overwrites_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -380,6 +380,7 @@ def test_missing_empty_and_useless_folders_say_what_to_do(tmp_path: Path) -> Non
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), samples=st.integers(1, 3 * RATE))
+@example(seed=57, samples=24_001)
 def test_excerpts_have_their_length_hold_sound_and_repeat(sampler: ExcerptSampler, seed: int, samples: int) -> None:
     excerpt = sampler.draw(samples, np.random.default_rng(seed))
     assert excerpt.shape == (samples,)

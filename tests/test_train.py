@@ -437,9 +437,9 @@ def test_foreign_damaged_and_missing_checkpoints_are_named(place: Path) -> None:
     checkpoint = read_checkpoint(result.last_checkpoint)
     checkpoint["restyle"]["format"] = 99
     torch.save(checkpoint, foreign)
-    with pytest.raises(CheckpointError, match="format: is 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match="format: is 99, this version reads 2"):
         load_for_export(foreign)
-    checkpoint["restyle"]["format"] = 1
+    checkpoint["restyle"]["format"] = 2
     checkpoint["state_dict"].pop("average_styles.weight")
     torch.save(checkpoint, foreign)
     with pytest.raises(CheckpointError, match="does not fit this version's model"):

@@ -21,7 +21,7 @@ from training.models.generator import Generator
 from training.recipe import Recipe, RecipeError, recipe_from_dict
 
 CHECKPOINT_KEY = "restyle"
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 class CheckpointError(RuntimeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -160,6 +161,7 @@ def evaluate(
     console, errors = Console(), Console(stderr=True)
     try:
         from realtime.bundle import BundleError, StyleError
+        from realtime.files import NewFile, check_writable
         from realtime.stream import ProviderError
         from training.evaluate import EvaluationError, EvaluationOptions
         from training.evaluate import evaluate as run
@@ -169,9 +171,14 @@ def evaluate(
         errors.print(f"[red]evaluation needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
         raise typer.Exit(1) from None
     for target in (json_path, plot):
-        if target is not None and not target.absolute().parent.is_dir():
-            errors.print(f"[red]cannot write:[/] {target}: there is no folder {target.parent}", soft_wrap=True)
-            raise typer.Exit(1)
+        if target is None:
+            continue
+        try:
+            check_writable(target)
+        except OSError as error:
+            why = f"{target}: {error.strerror}" if target.parent.is_dir() else f"{target}: there is no folder"
+            errors.print(f"[red]cannot write:[/] {escape(why)}", soft_wrap=True)
+            raise typer.Exit(1) from None
     options = EvaluationOptions(
         styles=tuple(name.strip() for name in (styles or "").split(",") if name.strip()),
         baseline=baseline,
@@ -191,9 +198,11 @@ def evaluate(
 
             result = run(model, inputs, references, options, tell)
         if json_path:
-            json_path.write_text(json.dumps(result.figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            with NewFile(json_path) as part:
+                part.write_text(json.dumps(result.figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         if plot:
-            draw(plot, result)
+            with NewFile(plot) as part:
+                draw(part, result)
     except (EvaluationError, BundleError, StyleError, ProviderError, OSError) as error:
         errors.print("[red]cannot evaluate:[/] ", end="")
         errors.print(str(error), soft_wrap=True, highlight=False, markup=False)
@@ -239,6 +248,7 @@ def learn(
     """
     from realtime.audio import AudioFileError
     from realtime.bundle import DEFAULT_MODEL, BundleError, read_bundle
+    from realtime.files import check_writable
     from realtime.learned import SUFFIX, LearnError, read_clip, style_id, write_style
     from realtime.learned import learn as hear
 
@@ -250,6 +260,10 @@ def learn(
             raise LearnError(f"{target}: a style file ends in {SUFFIX}; choose another --out")
         if target.exists():
             raise LearnError(f"{target}: is there already; choose another --name or --out, or remove it")
+        try:
+            check_writable(target)
+        except OSError as error:
+            raise LearnError(f"{target}: cannot be written ({error.strerror}); choose another --out") from None
         learned = hear(bundle, clip, name, program)
         if refine:
             try:
@@ -280,4 +294,5 @@ def learn(
         say.print(
             f"refining: loss on unheard parts of the clip {before:.3f} -> {after:.3f} ({after / before - 1:+.1%})"
         )
-    say.print(f"next: restyle live --learned {target} --style {style.id}")
+    with_model = f" --model {shlex.quote(str(model))}" if model else ""
+    say.print(f"next: restyle live{with_model} --learned {shlex.quote(str(target))} --style {style.id}")

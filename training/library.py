@@ -372,7 +372,7 @@ class ExcerptSampler:
         position = 0
         while position < samples:
             wanted = round(random.uniform(*config.piece_seconds) * rate)
-            piece, from_onset = self._piece(wanted, random)
+            piece, from_onset = self._piece(wanted, samples - position, random)
             piece = piece.copy()
             edge = min(fade, len(piece) // 2)
             # An onset keeps its attack; a cut into the middle of a sound gets a soft edge.
@@ -396,13 +396,13 @@ class ExcerptSampler:
         onset = last == 0 or (recording.seconds <= self.config.note_seconds and random.uniform() < 0.5)
         return number, 0 if onset else int(random.integers(0, last + 1))
 
-    def _piece(self, wanted: int, random: np.random.Generator) -> tuple[NDArray[np.float32], bool]:
-        """Up to ``wanted`` samples with sound in them, and whether they start where their recording starts."""
+    def _piece(self, wanted: int, kept: int, random: np.random.Generator) -> tuple[NDArray[np.float32], bool]:
+        """Up to ``wanted`` samples, with sound in the first ``kept``, and whether they are the start of a recording."""
         number = 0
         for _ in range(8):
             number, start = self._place(wanted, random)
             piece = np.asarray(self.recordings[number].audio()[start : start + wanted])
-            level = 10.0 * np.log10(max(float(np.square(piece).mean()), 1e-20))
+            level = 10.0 * np.log10(max(float(np.square(piece[:kept]).mean()), 1e-20))
             if level >= self.config.audible_dbfs:
                 return piece, start == 0
         # Long pauses with little between them: go where the last of the recordings is loudest.
@@ -410,6 +410,6 @@ class ExcerptSampler:
         if number not in self._loudest:
             self._loudest[number] = loudest_block(recording.audio(), recording.sample_rate)[0]
         loudest, last = self._loudest[number], max(0, recording.samples - wanted)
-        low, high = sorted((loudest.start, max(0, loudest.stop - wanted)))
+        low, high = sorted((loudest.start, max(0, loudest.stop - min(wanted, kept))))
         start = min(int(random.integers(low, high + 1)), last)
         return np.asarray(recording.audio()[start : start + wanted]), start == 0

@@ -33,6 +33,7 @@ HELD_OUT_ROWS = 12
 SHORTEST_CLIP_S = 8.0
 LEVEL_DBFS = -20.0  # root mean square of every row
 MAX_NUMBER = 1e3
+AUDIBLE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class _Judge:
         count, rows = len(vectors), len(pairs.input)
         if count * rows not in self._streams:
             self._streams[count * rows] = Stream(self.bundle, count * rows, HOPS_PER_STEP)
+            self._streams[count * rows].warm_up()
         stream = self._streams[count * rows]
         stream.reset()
         stream.style[:] = np.repeat(vectors, rows, axis=0)
@@ -101,6 +103,11 @@ def refine(
             f"{learned.clip}: {len(audio) / rate:.1f} s are too short to refine on; "
             f"give a clip of {SHORTEST_CLIP_S:g} s or more, or leave out --refine"
         )
+    if float(np.abs(audio[cut:]).max()) < AUDIBLE:
+        raise LearnError(
+            f"{learned.clip}: its last quarter is silent, on which refining is judged; cut the silence off, "
+            "or leave out --refine"
+        )
     heard, unheard = cut_windows(audio[:cut], samples), cut_windows(audio[cut:], samples)
     random, torch_random = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     judge = _Judge(bundle)
@@ -126,9 +133,9 @@ def refine(
     before, after = (float(judge.losses(vector[None], final)[0]) for vector in (first, best))
     figures = {
         "loss_before": round(before, 4),
-        "loss_after": round(min(before, after), 4),
+        "loss_after": round(after if after < before else before, 4),
         "seconds": round(time.monotonic() - begin, 1),
     }
-    if after >= before:
+    if not after < before:
         return replace(learned, refined=figures)
     return replace(with_vector(bundle, learned, best), refined=figures)

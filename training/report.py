@@ -104,5 +104,7 @@ def draw(path: Path, evaluation: Evaluation) -> None:
         row, column = divmod(number + columns - 1 if number else 0, columns)  # the input has a row to itself
         axes = figure.add_subplot(grid[1 + row, 2 * column : 2 * column + 2])
         axes.specgram(audio + 1e-9, NFFT=2048, Fs=example.sample_rate, noverlap=1536, vmin=-140, vmax=-30)
-        axes.set(title=f"{example.title}: {name}", ylim=(0, 10_000), xlabel="seconds", ylabel="Hz")
+        axes.set(
+            title=name if number else f"{example.title}, the input", ylim=(0, 10_000), xlabel="seconds", ylabel="Hz"
+        )
     figure.savefig(path, dpi=80, format="png")
