@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -192,6 +193,7 @@ def engine_process(settings: EngineSettings, pipe: Connection) -> None:
         gc.freeze()
         gc.disable()
         sys.setswitchinterval(5e-4)
+        warnings.simplefilter("ignore", RuntimeWarning)  # bad numbers are counted; to print them would take time
         if settings.clip is not None:
             _play_clip(engine, settings.clip, pipe)
         else:

@@ -32,6 +32,7 @@ from realtime.learned import (
     style_id,
     write_style,
 )
+from realtime.live import LiveSettings, Performance
 from realtime.processor import Processor
 from realtime.render import render_samples
 
@@ -125,6 +126,15 @@ def test_a_program_change_selects_it(bundle: Bundle, learned: LearnedStyle, tmp_
     # The program change fades in over eight hops; what the model remembers of those fades with time.
     late = len(audio) // 2
     assert np.abs(by_program[late:] - by_name[late:]).max() < 0.05 * np.abs(by_name[late:]).max()
+
+
+def test_a_performance_can_start_with_it_and_select_it(learned: LearnedStyle, tmp_path: Path) -> None:
+    write_style(tmp_path / "sax.style", learned)
+    settings = LiveSettings(DEFAULT_MODEL, learned=(tmp_path / "sax.style",), style="my_sax_2", clip=SAX)
+    performance = Performance(settings)
+    assert performance.performer.mix() == {learned.style: 1.0}
+    performance.performer.select("violin")
+    assert performance.performer.style_of_program(learned.style.program) == learned.style
 
 
 def test_a_learned_style_is_as_loud_as_the_others(bundle: Bundle, learned: LearnedStyle, tmp_path: Path) -> None:

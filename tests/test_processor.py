@@ -123,6 +123,17 @@ def test_stereo_channels_are_two_independent_players(bundle: Bundle, guitar: NDA
         np.testing.assert_allclose(both[channel], alone[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("block", [128, 100, 512])
+def test_the_result_may_take_the_place_of_the_block(bundle: Bundle, guitar: NDArray[np.float32], block: int) -> None:
+    audio = clip(guitar, 40)
+    apart, in_place = prepared(bundle), prepared(bundle)
+    for start in range(0, audio.shape[1] - block, block):
+        part = audio[:, start : start + block].copy()
+        expected = apart.process(part).copy()
+        assert in_place.process(part, part) is not None
+        np.testing.assert_array_equal(part, expected)
+
+
 def test_a_mono_block_may_come_without_a_channel_axis(bundle: Bundle, guitar: NDArray[np.float32]) -> None:
     audio = clip(guitar, 8)
     flat = prepared(bundle).process(audio[0])
