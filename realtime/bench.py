@@ -123,10 +123,9 @@ class _MatMul:
         self._binding = self._session.io_binding()
         self._binding.bind_input("x", "cpu", 0, np.float32, self._x.shape, self._x.ctypes.data)
         self._binding.bind_output("y", "cpu", 0, np.float32, self._y.shape, self._y.ctypes.data)
-        self._options = ort.RunOptions()
 
     def step(self) -> None:
-        self._session.run_with_iobinding(self._binding, self._options)
+        self._session.run_with_iobinding(self._binding)
 
 
 def measure_compute(bundle: Bundle, provider: str, hops: int) -> dict[str, NDArray[np.float64]]:

@@ -27,15 +27,27 @@ class RateError(ValueError):
 class Meters:
     """What the engine counts, written by the thread that calls ``process``; readers only look.
 
-    ``fault`` is the text of the last exception that the graph raised.
+    ``fault`` is the text of the last exception that the graph raised; energies are sums of squares of the last hop's
+    ``samples``.
     """
 
     hops: int = 0
-    input_rms: float = 0.0
-    output_rms: float = 0.0
+    input_energy: float = 0.0
+    output_energy: float = 0.0
+    samples: int = 1
     bad_input_hops: int = 0
     bad_output_hops: int = 0
     fault: str = ""
+
+    @property
+    def input_rms(self) -> float:
+        """Root mean square of what the last hop took in."""
+        return math.sqrt(self.input_energy / self.samples)
+
+    @property
+    def output_rms(self) -> float:
+        """Root mean square of what the last hop gave."""
+        return math.sqrt(self.output_energy / self.samples)
 
 
 def limit(x: NDArray[np.float32]) -> None:
@@ -127,6 +139,7 @@ class Processor:
         # Views are made here: after a graph has emptied the caches, each call into numpy costs microseconds.
         self._dry_past, self._dry_shifted = self._dry[:, :delay], self._dry[:, hop:]
         self._dry_newest, self._dry_now = self._dry[:, delay:], self._dry[:, :hop]
+        self._dry_swaps = delay == hop  # two halves that take turns, no need to move what is in them
         self._out, self._spare = np.zeros((channels, hop), np.float32), np.zeros((channels, hop), np.float32)
         self._flat_in, self._flat_out, self._flat_spare = (
             buffer.reshape(-1) for buffer in (self.stream.audio, self._out, self._spare)
@@ -135,6 +148,7 @@ class Processor:
         self._times = np.zeros((TIMES_KEPT, 2), np.float32)
         self._block_out = np.zeros((channels, max_block), np.float32)
         self._hop_out = self._block_out[:, :hop]
+        self._hop_shape = (channels, hop) if max_block >= hop else None
         self.stream.warm_up()
         self.reset()
 
@@ -153,7 +167,7 @@ class Processor:
         self._fade_left = 0
         self._trust = 1.0
         self._times_taken = 0
-        self.meters = Meters()
+        self.meters = Meters(samples=self._out.size)
 
     def take_hop_times(self) -> NDArray[np.float32]:
         """Milliseconds [hops, (whole hop, graph alone)] of the hops since the last call, at most TIMES_KEPT."""
@@ -171,7 +185,7 @@ class Processor:
         The result is ``out`` if given, which may be ``block`` itself, else a buffer that the next call overwrites.
         """
         assert self.stream is not None, "prepare comes first"
-        if self._position == 0 and block.shape == self._hop_out.shape == self._out.shape:  # the usual block
+        if block.shape == self._hop_shape and self._position == 0:  # the usual block
             result = self._hop_out if out is None else out
             self.stream.audio[:] = block  # before the result: they may be one array
             result[:] = self._out
@@ -219,11 +233,18 @@ class Processor:
             np.clip(x, -1.0, 1.0, out=x)
             energy = float(flat.dot(flat))
         # Dry waits as long as the wet signal does.
-        self._dry_past[:] = self._dry_shifted
+        if self._dry_swaps:
+            self._dry_now, self._dry_newest = self._dry_newest, self._dry_now
+        else:
+            self._dry_past[:] = self._dry_shifted
         self._dry_newest[:] = x
         dry = self._dry_now
         before = perf_counter_ns()
-        wet = self._graph()
+        try:
+            wet = stream.step()
+        except Exception as error:
+            meters.fault = f"{type(error).__name__}: {error}"
+            wet = None
         after = perf_counter_ns()
         out, self._out, self._spare = self._spare, self._spare, self._out
         flat, self._flat_out, self._flat_spare = self._flat_spare, self._flat_spare, self._flat_out
@@ -243,21 +264,11 @@ class Processor:
             energy_out = float(flat.dot(flat))
         if energy_out > LIMITER_KNEE**2:  # otherwise no sample is above the knee
             limit(out)
-        meters.input_rms = math.sqrt(energy / x.size)
-        meters.output_rms = math.sqrt(energy_out / x.size)
+        meters.input_energy, meters.output_energy = energy, energy_out
         row = meters.hops % TIMES_KEPT
         meters.hops += 1
         self._times[row, 1] = (after - before) * 1e-6
         self._times[row, 0] = (perf_counter_ns() - start) * 1e-6
-
-    def _graph(self) -> NDArray[np.float32] | None:
-        """The graph's step [channels, step samples], None if it raised."""
-        assert self.stream is not None
-        try:
-            return self.stream.step()
-        except Exception as error:
-            self.meters.fault = f"{type(error).__name__}: {error}"
-            return None
 
     def _take(self, controls: Controls) -> None:
         """Start to fade towards a new snapshot."""

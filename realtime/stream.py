@@ -100,7 +100,6 @@ class Stream:
         # States are read from one set of buffers and written to the other, in turns.
         self._bindings = [self._bind(self._buffers[i], self._buffers[1 - i]) for i in range(2)]
         self._turn = 0
-        self._run_options = ort.RunOptions()
 
     def _bind(self, source: dict[str, ort.OrtValue], target: dict[str, ort.OrtValue]) -> ort.IOBinding:
         binding = self.session.io_binding()
@@ -121,7 +120,8 @@ class Stream:
         if self._on_device:
             self._inputs["audio"].update_inplace(self.audio)
             self._inputs["style"].update_inplace(self.style)
-        self.session.run_with_iobinding(self._bindings[self._turn], self._run_options)
+        # Without run options: onnxruntime 1.31 looks for an entry in them, and not finding it costs 60 microseconds.
+        self.session.run_with_iobinding(self._bindings[self._turn])
         self._turn = 1 - self._turn
         return self.audio_out
 
