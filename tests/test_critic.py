@@ -1,4 +1,4 @@
-"""The critic's losses by hand, and what critic and encoder hear: timbre, not loudness."""
+"""The judges' losses by hand, and what judges and encoder hear: timbre, not loudness."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
 from torch import Tensor  # noqa: E402
 
+from training.models.classifier import StyleClassifier, coloured, hit_rate, style_loss  # noqa: E402
 from training.models.critic import Critic, Verdict, critic_loss, deception_loss, feature_loss  # noqa: E402
 from training.models.encoder import StyleEncoder  # noqa: E402
-from training.models.spectrogram import RelativeMel  # noqa: E402
+from training.models.spectrogram import RelativeMel, RelativeMelPower  # noqa: E402
 
 RATE = 44_100  # of the clips
 CLIPS = Path(__file__).parent / "data"
@@ -98,3 +101,45 @@ def test_the_encoder_hears_the_same_whatever_is_louder_or_longer() -> None:
     assert once.shape == (1, 16)
     assert torch.allclose(once, quiet, atol=1e-3)
     assert float((twice - once).norm()) < 0.5 * float((other - once).norm())
+
+
+def test_missing_the_style_costs_what_its_share_says() -> None:
+    style = torch.tensor([0, 1])
+    even = torch.zeros(2, 2, 2)  # two parts that cannot decide
+    assert style_loss(even, style).tolist() == pytest.approx([np.log(2.0)] * 2)
+    sure = torch.tensor([[[9.0, 0.0], [9.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]]])  # one part is wrong about the second
+    first, second = style_loss(sure, style).tolist()
+    assert first < 0.3 < 4.0 < second
+    assert float(hit_rate(sure, style)) == 0.75
+
+
+@given(seed=st.integers(0, 2**31), gain_db=st.floats(-60.0, 30.0))
+def test_colours_keep_to_the_range_and_do_not_hear_loudness(seed: int, gain_db: float) -> None:
+    power = torch.rand(2, 40, 9, generator=torch.Generator().manual_seed(seed)) ** 8
+    seen, again = (
+        coloured(gain * power, torch.Generator().manual_seed(seed)) for gain in (1.0, 10.0 ** (gain_db / 10.0))
+    )
+    assert seen.shape == (2, 1, 40, 9)
+    assert float(seen.amax()) == 1.0 and float(seen.amin()) >= -1.0
+    assert torch.allclose(seen, again, atol=1e-3)
+
+
+def test_colours_differ_each_time_and_shrink_no_difference_of_instruments() -> None:
+    random = torch.Generator().manual_seed(0)
+    power = RelativeMelPower(RATE, 1024, 64)
+    sax, vibraphone = power(note("alto_sax_a3", 0.8)), power(note("vibraphone_418hz", 0.8))
+    once, again, other = (coloured(sound, random) for sound in (sax, sax, vibraphone))
+    same, apart = (float((sound - once).abs().mean()) for sound in (again, other))
+    assert 0.01 < same < apart
+
+
+def test_a_classifier_learns_from_real_sounds_which_is_which() -> None:
+    torch.manual_seed(0)
+    classifier, random = StyleClassifier(RATE, 2), torch.Generator().manual_seed(0)
+    real, style = torch.cat([note("alto_sax_a3", 0.4), note("vibraphone_418hz", 0.4)]), torch.tensor([0, 1])
+    optimiser = torch.optim.Adam(classifier.parameters(), lr=2e-3)
+    for _ in range(12):
+        optimiser.zero_grad()
+        style_loss(classifier(real, random), style).mean().backward()
+        optimiser.step()
+    assert float(hit_rate(classifier(0.01 * real, random), style)) == 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from realtime.spectral import SpectralSpec
 from tests.streaming_contract import Streaming, assert_streaming_contract
 from training.layers import (
+    CausalConvolutions,
     ChunkError,
     Envelope,
     EnvelopeState,
@@ -30,12 +31,19 @@ from training.layers import (
     RealDft,
     band_filters,
 )
-from training.models.generator import SIGNALS, Generator, GeneratorConfig, band_matrix
+from training.models.generator import SIGNALS, Generator, GeneratorConfig, band_matrix, make_generator
 
 SPEC = SpectralSpec()
 HOP = SPEC.hop_samples
 BANDS = band_matrix(24, np.fft.rfftfreq(SPEC.analysis_window_samples, 1 / SPEC.sample_rate))
 TINY = GeneratorConfig(style_dim=4, band_count=12, hidden=16)
+KINDS = [
+    replace(TINY, body="convolutional"),
+    replace(TINY, signals=("input",)),
+    replace(TINY, signals=("pulses", "noise")),
+    replace(TINY, answer="spectrum"),
+    replace(TINY, answer="spectrum", body="convolutional"),
+]
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,17 @@ def gru() -> Streaming:
     return Streaming(layer.init_state, step, audio(24, 40).reshape(3, 8, 40), 1, 1, layer.latency_samples, 1)
 
 
+def convolutions() -> Streaming:
+    torch.manual_seed(1)
+    layer = CausalConvolutions(8, (1, 2, 4))
+
+    def step(x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        y, state = layer(x.permute(2, 0, 1), state)
+        return y.permute(1, 2, 0), state
+
+    return Streaming(layer.init_state, step, audio(24, 40).reshape(3, 8, 40), 1, 1, layer.latency_samples, 1)
+
+
 def filter_bank(gains: Callable[[int, int], torch.Tensor], signals: int = 1) -> Streaming:
     """``gains(first hop, hops)`` [n, signals, bands]; every signal is the input."""
     framer, dft = Framer(SPEC.analysis_window_samples, HOP, 1), RealDft(SPEC)
@@ -134,9 +153,9 @@ def steady_bank() -> Streaming:
     return filter_bank(ones)
 
 
-def generator() -> Streaming:
+def generator(config: GeneratorConfig = TINY) -> Streaming:
     torch.manual_seed(1)
-    model = Generator(SPEC, TINY).eval()
+    model = make_generator(SPEC, config).eval()
     style = torch.randn(1, TINY.style_dim)
 
     def step(x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
@@ -155,10 +174,15 @@ def generator() -> Streaming:
 
 
 @pytest.mark.parametrize(
-    "make", [lowpass, envelope, framer, gru, steady_bank, generator], ids=lambda make: make.__name__
+    "make", [lowpass, envelope, framer, gru, convolutions, steady_bank, generator], ids=lambda make: make.__name__
 )
 def test_streaming_contract(make: Callable[[], Streaming]) -> None:
     assert_streaming_contract(make())
+
+
+@pytest.mark.parametrize("config", KINDS, ids=repr)
+def test_streaming_contract_of_every_kind_of_generator(config: GeneratorConfig) -> None:
+    assert_streaming_contract(generator(config))
 
 
 def test_noise_is_the_same_whole_and_in_chunks_white_and_without_a_mean() -> None:
@@ -193,23 +217,29 @@ def test_noise_stays_exact_at_the_end_of_its_period() -> None:
 def test_dft_is_the_discrete_fourier_transform() -> None:
     dft = RealDft(SPEC)
     frames = audio(5, SPEC.analysis_window_samples)
-    got = dft(frames).numpy()
-    expected = np.fft.fft(frames.numpy())
-    bins = (np.arange(17)[:, None] + 32 * np.arange(32)) % 1024
-    np.testing.assert_allclose(got[:, 0], expected[:, bins].real, atol=2e-4)
-    np.testing.assert_allclose(got[:, 1], expected[:, bins].imag, atol=2e-4)
-    np.testing.assert_allclose(dft.frequencies_hz, np.minimum(bins, 1024 - bins) * SPEC.sample_rate / 1024)
-    assert dft.weights.sum() == pytest.approx(513 - 1, abs=1.01)
-    np.testing.assert_allclose(dft.inverse(torch.tensor(got)).numpy(), frames[:, -HOP:].numpy(), atol=1e-5)
+    got = dft(frames)
+    expected = np.fft.rfft(frames.numpy())
+    np.testing.assert_allclose(got.numpy(), np.stack([expected.real, expected.imag], axis=1), atol=2e-4)
+    assert got.shape[-1] == dft.bin_count
+    np.testing.assert_allclose(dft.inverse(got).numpy(), frames[:, -HOP:].numpy(), atol=1e-5)
 
 
-def test_the_exported_products_are_the_same_transform(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exported_products_are_the_same_transform_in_their_own_order(monkeypatch: pytest.MonkeyPatch) -> None:
     dft = RealDft(SPEC)
     frames = audio(5, SPEC.analysis_window_samples)
     spectra, back = dft(frames), dft.inverse(dft(frames))
+    weights = np.random.default_rng(0).uniform(size=(dft.bin_count, 3))
+    power = spectra.square().sum(dim=1).double().numpy()
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    torch.testing.assert_close(dft(frames), spectra, atol=1e-4, rtol=0)
-    torch.testing.assert_close(dft.inverse(spectra), back, atol=1e-5, rtol=0)
+    products = dft(frames).flatten(2)
+    bins = (np.arange(17)[:, None] + 32 * np.arange(32)).flatten() % 1024
+    expected = np.fft.fft(frames.double().numpy())[:, bins]
+    np.testing.assert_allclose(products.numpy(), np.stack([expected.real, expected.imag], axis=1), atol=2e-4)
+    ordered = dft.product_order(np.fft.rfft(frames.double().numpy()))
+    np.testing.assert_allclose(ordered, np.stack([expected.real, expected.imag], axis=1), atol=1e-9)
+    torch.testing.assert_close(dft.inverse(products), back, atol=1e-5, rtol=0)
+    shared = products.square().sum(dim=1).double().numpy() @ dft.product_shares(weights)
+    np.testing.assert_allclose(shared, power @ weights, rtol=1e-4)
 
 
 def test_band_filters_add_up_to_a_pure_delay() -> None:
@@ -279,18 +309,20 @@ def test_bands_add_up_to_one_everywhere() -> None:
     assert (matrix >= 0).all() and matrix.shape == (64, 513)
 
 
-def test_silence_in_is_silence_out_whatever_the_style() -> None:
+@pytest.mark.parametrize("config", [TINY, *KINDS], ids=repr)
+def test_silence_in_is_silence_out_whatever_the_style(config: GeneratorConfig) -> None:
     torch.manual_seed(0)
-    model = Generator(SPEC, TINY).eval()
+    model = make_generator(SPEC, config).eval()
     with torch.no_grad():
         model.leave.bias.fill_(3.0)
         out, _ = model(torch.zeros(2, 50 * HOP), 5 * torch.randn(2, 4), model.init_state(2))
     assert float(out.abs().max()) < 10 ** (-70 / 20)
 
 
-def test_output_follows_the_level_of_the_input() -> None:
+@pytest.mark.parametrize("config", [TINY, *KINDS], ids=repr)
+def test_output_follows_the_level_of_the_input(config: GeneratorConfig) -> None:
     torch.manual_seed(0)
-    model = Generator(SPEC, TINY).eval()
+    model = make_generator(SPEC, config).eval()
     x, style = audio(1, 100 * HOP), torch.randn(1, 4)
     with torch.no_grad():
         loud, _ = model(x, style, model.init_state(1))
@@ -312,8 +344,9 @@ def test_excitations_scale_with_the_input() -> None:
     start = model.init_state(1)
     frames, _ = model.framer(x[:, None], start.framer)
     frames = frames[:, :, 0]
-    one, *_ = model._excite(x, frames, 0.5 * x, start.envelope, start.noise)
-    half, *_ = model._excite(0.5 * x, 0.5 * frames, 0.25 * x, start.envelope, start.noise)
+    level, noise = model.envelope.init_state(1), model.noise.init_state(1)
+    one, *_ = model._excite(x, frames, 0.5 * x, level, noise)
+    half, *_ = model._excite(0.5 * x, 0.5 * frames, 0.25 * x, level, noise)
     assert one.shape[1] == len(SIGNALS) - 1
     torch.testing.assert_close(half[..., 5 * HOP :], 0.5 * one[..., 5 * HOP :], rtol=2e-2, atol=2e-4)
 

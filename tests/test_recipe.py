@@ -92,7 +92,12 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
         ("[optimiser]\nlearning_rate = 0\n", "optimiser.learning_rate: must be above zero, got 0"),
         ("[loss]\nfft_sizes = [100]\n", "loss.fft_sizes: must be powers of two"),
         ("[loss]\nfft_sizes = [256]\n", "loss.mel_band_counts: needs one value for each of the 1 fft_sizes, got 5"),
+        ("[loss]\nfft_sizes_per_step = 6\n", "loss.fft_sizes_per_step: must lie between 0 and 5, got 6"),
         ("[model]\nhidden = 0\n", "model.hidden: must be at least 2, got 0"),
+        ('[model]\nbody = "wide"\n', "model.body: must be one of recurrent, convolutional, got 'wide'"),
+        ('[model]\nsignals = ["noise", "noise"]\n', "model.signals: must be some of input, driven, pulses, noise"),
+        ('[model]\nanswer = "spectrum"\n[loss]\nsteadiness = 1.0\n', "loss.steadiness: holds gains still"),
+        ("[adversary]\nstyle_weight = 0.5\n", "adversary.style_weight: needs adversary.weight above zero"),
         ("[spectral]\nhop_samples = 0\n", "hop_samples: must be above zero"),
         ("[spectral]\nhop_samples = 64\n", "synthesis_window_samples: must be twice hop_samples (128), got 256"),
         (
@@ -175,3 +180,30 @@ def test_a_missing_file_and_one_that_is_not_text(tmp_path: Path) -> None:
 def test_plain_values_that_are_no_table_are_refused(values: Any) -> None:
     with pytest.raises(RecipeError, match="mine: must be a table of fields, got "):
         recipe_from_dict(values, "mine")
+
+
+def test_fields_can_be_set_beside_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, 'name = "mine"\n[trainer]\nsteps = 9\n')
+    changes = ["trainer.steps=400", "model.body=convolutional", 'model.signals=["input"]', "name=other"]
+    recipe = load_recipe(path, changes)
+    assert (recipe.trainer.steps, recipe.model.body, recipe.model.signals) == (400, "convolutional", ("input",))
+    assert recipe.name == "other"
+    assert load_recipe(path).trainer.steps == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("trainer.steps", "--set trainer.steps: must be section.field=value"),
+        ("=4", "must be section.field=value"),
+        ("trainer..steps=4", "must be section.field=value"),
+        ("trainer.step=4", r"mine.toml --set trainer.step=4: unknown key 'trainer.step'; did you mean 'steps'\?"),
+        ("trainer.steps=many", "the field 'trainer.steps' must be int, got 'many'"),
+        ("style.id=a", "'style' has no fields that could be set so"),
+        ("name.first=a", "'name' has no fields that could be set so"),
+    ],
+)
+def test_a_field_that_cannot_be_set_is_named(tmp_path: Path, change: str, problem: str) -> None:
+    path = write(tmp_path, 'name = "mine"\n')
+    with pytest.raises(RecipeError, match=problem):
+        load_recipe(path, [change])

@@ -29,6 +29,7 @@ from realtime.cli import app  # noqa: E402
 from tests.conftest import SAX_STYLE, tiny_recipe  # noqa: E402
 from training.checkpoint import CheckpointError, load_for_export, read_checkpoint  # noqa: E402
 from training.library import ExcerptSampler, Library, load_library  # noqa: E402
+from training.models.classifier import style_loss  # noqa: E402
 from training.models.critic import critic_loss, deception_loss  # noqa: E402
 from training.objectives.restore import RestoreObjective, TrainingError, learning_rate_factor  # noqa: E402
 from training.recipe import OptimiserConfig, Recipe, load_recipe  # noqa: E402
@@ -330,39 +331,49 @@ def test_a_finished_run_stays_finished_and_a_longer_recipe_goes_on(place: Path) 
     assert schedule["base_lrs"] == [0.5]  # a new rate is not overruled by the stored one
 
 
-def test_critic_and_encoder_join_a_run_and_leave_it(place: Path) -> None:
+def test_judges_and_encoder_join_a_run_and_leave_it(place: Path) -> None:
     plain = run(place, edited(place, ("steps = 6", "steps = 2")))
     before = read_checkpoint(plain.last_checkpoint)
-    both = "[adversary]\nweight = 0.2\nfeature_weight = 0.5\nstart_step = 3\n[encoder]\nshare = 0.5\n"
+    judges = "[adversary]\nweight = 0.2\nfeature_weight = 0.5\nstyle_weight = 0.3\nstart_step = 3\n"
+    both = f"{judges}[encoder]\nshare = 0.5\n"
     result = run(place, edited(place, ("steps = 2", "steps = 5"), ("[optimiser]", f"{both}[optimiser]")))
     after = read_checkpoint(result.last_checkpoint)
     joined = {name.split(".")[0] for name in after["state_dict"].keys() - before["state_dict"].keys()}
-    assert joined == {"encoder", "average_encoder", "critic"}
+    assert joined == {"encoder", "average_encoder", "critic", "classifier"}
     assert result.best_checkpoint is None  # the loss does not know what the critic taught
     optimiser = after["optimizer_states"][0]
-    assert [group["initial_lr"] for group in optimiser["param_groups"]] == [1e-3, 5e-4]
-    generator, critic = (group["params"] for group in optimiser["param_groups"])
-    # The generator's momentum was carried over, the critic began at its own step.
+    assert [group["initial_lr"] for group in optimiser["param_groups"]] == [1e-3, 5e-4, 5e-4]
+    generator, *judges = (group["params"] for group in optimiser["param_groups"])
+    # The generator's momentum was carried over, the judges began at their own step.
     assert float(optimiser["state"][generator[0]]["step"]) == 5
-    assert {float(optimiser["state"][number]["step"]) for number in critic} == {2}
+    assert {float(optimiser["state"][number]["step"]) for judge in judges for number in judge} == {2}
     assert load_for_export(result.last_checkpoint).style_vectors.shape == (2, 4)
     last = run(place, edited(place, ("steps = 5", "steps = 6"), (both, "")))
     assert last.steps == 6
     assert read_checkpoint(last.last_checkpoint)["state_dict"].keys() == before["state_dict"].keys()
 
 
-def test_critic_and_generator_learn_each_from_its_own_loss(place: Path) -> None:
-    module = RestoreObjective(edited(place, ("[optimiser]", "[adversary]\nweight = 0.3\n[optimiser]")), {})
+def test_judges_and_generator_learn_each_from_its_own_loss(place: Path) -> None:
+    changes = ("[optimiser]", "[adversary]\nweight = 0.3\nstyle_weight = 0.7\n[optimiser]")
+    module = RestoreObjective(edited(place, changes), {})
     random = torch.Generator().manual_seed(0)
     target = 0.1 * torch.randn(2, 4736, generator=random)
     answer = (0.1 * torch.randn(2, 4736, generator=random)).requires_grad_()
     style, crossed = torch.tensor([0, 1]), torch.tensor([False, False])
-    total, _ = module._criticise(torch.zeros(()), answer, target, style, style, crossed)
-    gradients = torch.autograd.grad(total, [answer, *module.critic.parameters()])
+    total, said = module._criticise(torch.zeros(()), answer, target, style, style, crossed, 5)
+    critic, classifier = list(module.critic.parameters()), list(module.classifier.parameters())
+    gradients = torch.autograd.grad(total, [answer, *critic, *classifier])
     made = answer.detach().requires_grad_()
-    deceiving = 0.3 * deception_loss(module.critic(made), style).mean()
+    random.manual_seed(7)  # of the colours, drawn for the real ones first
+    known, taken = module.classifier(target, random), module.classifier(made, random)
+    deceiving = 0.3 * deception_loss(module.critic(made), style).mean() + 0.7 * style_loss(taken, style).mean()
     learning = critic_loss(module.critic(target), style, module.critic(answer.detach()), style).mean()
-    apart = [*torch.autograd.grad(deceiving, [made]), *torch.autograd.grad(learning, list(module.critic.parameters()))]
+    apart = [
+        *torch.autograd.grad(deceiving, [made]),
+        *torch.autograd.grad(learning, critic),
+        *torch.autograd.grad(style_loss(known, style).mean(), classifier),
+    ]
+    assert said["style_missing"] == pytest.approx(float(style_loss(taken, style).mean()), abs=1e-5)
     assert all(torch.allclose(ours, theirs, atol=1e-7) for ours, theirs in zip(gradients, apart, strict=True))
 
 
@@ -388,6 +399,16 @@ def test_steadiness_is_trained_and_shown(place: Path) -> None:
     assert len(values) == 40 and np.mean(values[-10:]) < 0.7 * np.mean(values[:10])
 
 
+def test_a_step_looks_at_as_many_fft_sizes_as_the_recipe_says(place: Path) -> None:
+    module = RestoreObjective(edited(place, ("[loss]", "[loss]\nfft_sizes_per_step = 1")), {})
+    sizes = module.recipe.loss.fft_sizes
+    drawn = [module._fft_sizes(torch.Generator().manual_seed(seed)) for seed in range(40)]
+    assert {size for (size,) in drawn} == set(sizes)
+    answer, target = torch.randn(2, 2, 4800, generator=torch.Generator().manual_seed(0))
+    each = torch.stack([module.judge(answer, target, (size,)).terms["log_mel"] for size in sizes])
+    assert torch.allclose(each.mean(dim=0), module.judge(answer, target).terms["log_mel"], rtol=1e-5)
+
+
 def test_crossed_rows_become_another_style(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ("[optimiser]", "[adversary]\nweight = 0.3\ncross_share = 0.5\nstart_step = 4\n[optimiser]")
     module = RestoreObjective(edited(place, changes), {})
@@ -395,6 +416,7 @@ def test_crossed_rows_become_another_style(place: Path, monkeypatch: pytest.Monk
     assert not module._crossed(style, torch.Generator().manual_seed(0))[1].any()
     monkeypatch.setattr(RestoreObjective, "global_step", 4)
     wanted, crossed = module._crossed(style, torch.Generator().manual_seed(0))
+    assert not any(bool(module._crossed(style[:1], torch.Generator().manual_seed(n))[1]) for n in range(8))
     assert 0.45 < float(crossed.float().mean()) < 0.55
     assert torch.equal(wanted, torch.where(crossed, 1 - style, style))
 
@@ -554,8 +576,8 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_so(place: Path, number: si
 
 
 def test_two_processes_train_together_on_different_data(place: Path) -> None:
-    critic = "[adversary]\nweight = 0.2\nstart_step = 2\n[encoder]\nshare = 0.5\n"  # without work in some steps
-    edited(place, ("steps = 6", "steps = 3"), ("[optimiser]", f"{critic}[optimiser]"))
+    judges = "[adversary]\nweight = 0.2\nstyle_weight = 0.2\nstart_step = 2\n"  # without work in some steps
+    edited(place, ("steps = 6", "steps = 3"), ("[optimiser]", f"{judges}[encoder]\nshare = 0.5\n[optimiser]"))
     process = start(place, "--devices", "2", "--strategy", "ddp", "--json")
     output, _ = process.communicate(timeout=150)
     assert process.returncode == 0, output

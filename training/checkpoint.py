@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from training.models.encoder import StyleEncoder
-from training.models.generator import Generator
+from training.models.generator import Generator, SpectrumGenerator, make_generator
 from training.recipe import Recipe, RecipeError, recipe_from_dict
 
 CHECKPOINT_KEY = "restyle"
@@ -32,7 +32,7 @@ class CheckpointError(RuntimeError):
 class TrainedModel:
     """What export needs. ``style_vectors`` [styles, style_dim] in the order of ``recipe.style``."""
 
-    generator: Generator  # in evaluation mode, on the CPU; averaged weights where the run averaged
+    generator: Generator | SpectrumGenerator  # in evaluation mode, on the CPU; averaged weights where the run averaged
     encoder: StyleEncoder | None  # likewise, if the run trained one
     style_vectors: Tensor
     recipe: Recipe
@@ -167,7 +167,7 @@ def load_for_export(path: Path) -> TrainedModel:
     prefix = "average_" if any(name.startswith("average_generator.") for name in state) else ""
     try:
         recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")
-        generator = Generator(recipe.spectral, recipe.model)
+        generator = make_generator(recipe.spectral, recipe.model)
         generator.load_state_dict(_part(state, f"{prefix}generator."))
         encoder = None
         if recipe.encoder.share:

@@ -31,6 +31,9 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh/--resume", help="Start anew, or go on from the last checkpoint.")
     ] = False,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Instead of what the recipe says; repeat.")
+    ] = None,
     max_minutes: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time, with a checkpoint.")] = None,
     accelerator: Annotated[str, typer.Option(help="Lightning: auto, cpu, gpu, ...")] = "auto",
     devices: Annotated[str, typer.Option(help="Lightning: how many, or which.")] = "auto",
@@ -60,7 +63,7 @@ def train(
     leads = not getattr(rank_zero_only, "rank", 0)  # of several processes only the first speaks
     console.quiet = not leads
     try:
-        plan = load_recipe(recipe)
+        plan = load_recipe(recipe, changes or ())
         folder = out or Path("runs") / plan.name
         options = RunOptions(
             out_folder=folder,

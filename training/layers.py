@@ -64,10 +64,10 @@ class RealDft(nn.Module):
 
     A frame of N = M*M samples, n = M*n1 + n2, k = k1 + M*k2. The first product runs over n1 and needs only
     k1 = 0..M/2 since the frame is real; then the twiddle factors; then one M-point DFT over n2, the same for all k1.
-    Bins stay in this order, [re|im, k1, k2]: whoever needs frequencies reads ``frequencies_hz``. The bins of the rows
-    k1 = 0 and k1 = M/2 appear twice, as conjugates; ``weights`` is one half there.
-    A dense matrix for N = 1024 is 4.2 MB and misses the cache; these are 0.06 MB. The exported graph runs the
-    products; elsewhere torch's own FFT, which is faster on many frames, gives the same numbers in the same order.
+    Bins stay in this order, (k1, k2); those of the rows k1 = 0 and k1 = M/2 appear twice, as conjugates.
+    A dense matrix for N = 1024 is 4.2 MB and misses the cache; these are 0.06 MB. Only the exported graph runs the
+    products. Elsewhere torch's own FFT is faster and has every bin once, in the usual order: ``product_order`` and
+    ``product_shares`` bring what was made for those bins into the order of the products.
     """
 
     latency_samples = 0
@@ -76,10 +76,6 @@ class RealDft(nn.Module):
     second: Tensor  # [re|im, (re|im, n2), k2]
     second_inverse: Tensor  # [(re|im, k2), (re|im, n2)]
     last: Tensor  # [n1 of the tail, (2, k1, re|im)]
-    bin_at: Tensor  # [(k1, k2)]: which of the N/2 + 1 bins
-    conjugate_at: Tensor  # [(k1, k2)]: -1 where the bin is above N/2, else 1
-    place_of: Tensor  # [N/2 + 1]: where in (k1, k2) a bin is found
-    conjugate_of: Tensor  # [N/2 + 1]
 
     def __init__(self, spec: SpectralSpec) -> None:
         super().__init__()
@@ -116,36 +112,39 @@ class RealDft(nn.Module):
         }.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
         bins = (k1[:, None] + m * i).reshape(-1)  # up to N - 1
-        half = np.arange(n // 2 + 1)
-        above = half % m > m // 2  # these bins are here only as the conjugate at N - k
-        source = np.where(above, n - half, half)
-        for name, index in {
-            "bin_at": np.minimum(bins, n - bins),
-            "place_of": source % m * m + source // m,
-        }.items():
-            self.register_buffer(name, torch.tensor(index), persistent=False)
-        for name, upper in {"conjugate_at": bins > n // 2, "conjugate_of": above}.items():
-            self.register_buffer(name, torch.tensor(np.where(upper, -1.0, 1.0), dtype=torch.float32), persistent=False)
-        self.frequencies_hz = np.minimum(bins, n - bins).reshape(-1, m) * spec.sample_rate / n  # [k1, k2]
-        self.weights = np.repeat(counted[:, None] / 2, m, axis=1)
+        self.bin_at = np.minimum(bins, n - bins)  # [(k1, k2)]: which of the N/2 + 1 bins
+        self.conjugate_at = np.where(bins > n // 2, -1.0, 1.0)
+        self.share_at = 1.0 / np.bincount(self.bin_at)[self.bin_at]  # one half where a bin is there twice
+
+    @property
+    def bin_count(self) -> int:
+        """Of spectra as they are outside of an exported graph."""
+        return self.size // 2 + 1
+
+    def product_order(self, spectra: NDArray[np.complex128]) -> NDArray[np.float64]:
+        """Spectra [..., bins] -> [..., re|im, (k1, k2)]."""
+        taken = spectra[..., self.bin_at]
+        return np.stack([taken.real, taken.imag * self.conjugate_at], axis=-2)
+
+    def product_shares(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Weights of the bins' power in a sum [bins, ...] -> of what the products give [(k1, k2), ...]."""
+        return (weights[self.bin_at].T * self.share_at).T
 
     def forward(self, frames: Tensor) -> Tensor:
-        """frames [..., window] -> spectra [rows of frames, re|im, k1, k2]; the leading axes are flattened."""
+        """frames [..., window] -> spectra [rows of frames, re|im, bins], exported [rows of frames, re|im, k1, k2]."""
         m = self.radix
         if not torch.onnx.is_in_onnx_export():
-            bins = torch.fft.rfft(frames.reshape(-1, self.size)).index_select(1, self.bin_at)
-            return torch.stack([bins.real, bins.imag * self.conjugate_at], dim=1).reshape(-1, 2, self.rows, m)
+            bins = torch.fft.rfft(frames.reshape(-1, self.size))
+            return torch.stack([bins.real, bins.imag], dim=1)
         inner = torch.matmul(self.first, frames.reshape(-1, m, m)).reshape(-1, 2, self.rows, 2 * m)
         return torch.matmul((inner * self.turn).sum(dim=1, keepdim=True), self.second)
 
     def inverse(self, spectra: Tensor) -> Tensor:
-        """spectra [r, re|im, k1, k2] -> the last hop of each frame [r, hop]."""
+        """spectra [r, re|im, bins], exported [r, re|im, (k1, k2)] -> the last hop of each frame [r, hop]."""
         m = self.radix
         if not torch.onnx.is_in_onnx_export():
-            bins = spectra.flatten(2).index_select(2, self.place_of)
-            bins = torch.complex(bins[:, 0], bins[:, 1] * self.conjugate_of)
-            return torch.fft.irfft(bins, self.size)[:, -self.tail_rows * m :]
-        rows = spectra.transpose(1, 2).reshape(-1, 1, self.rows, 2 * m)
+            return torch.fft.irfft(torch.complex(spectra[:, 0], spectra[:, 1]), self.size)[:, -self.tail_rows * m :]
+        rows = spectra.reshape(-1, 2, self.rows, m).transpose(1, 2).reshape(-1, 1, self.rows, 2 * m)
         inner = torch.matmul(rows, self.second_inverse) * self.turn  # [r, 2, k1, (re, im) n2]
         return torch.matmul(self.last, inner.reshape(-1, 4 * self.rows, m)).flatten(1)
 
@@ -177,7 +176,8 @@ class FilterBank(nn.Module):
     hop rate. Each hop is filtered with the gains before it and after it and faded from one to the other.
     """
 
-    responses: Tensor  # [bands, (re|im, bins)], bins in the order of RealDft
+    responses: Tensor  # [bands, (re|im, bins)]
+    exported_responses: Tensor  # the same in the order of the products
     combine: Tensor  # [re|im, (signals, re|im of the signal, re|im of the filter)]
     ramp: Tensor  # [hop]
 
@@ -187,11 +187,17 @@ class FilterBank(nn.Module):
         self.hop_samples, self.signals, self.band_count = spec.hop_samples, signals, len(bands)
         self.latency_samples = spec.stream_delay_samples
         self.dft = dft
-        filters = torch.tensor(band_filters(spec, bands), dtype=torch.float64)
-        responses = self.dft(filters).flatten(1)
+        filters = np.fft.rfft(band_filters(spec, bands))
+        responses = np.concatenate([filters.real, filters.imag], axis=1)
+        exported_responses = dft.product_order(filters).reshape(len(bands), -1)
         product = np.array([[1, 0, 0, -1], [0, 1, 1, 0]])  # of (re, im) x (re, im)
         ramp = np.arange(1, spec.hop_samples + 1) / spec.hop_samples
-        for name, value in {"responses": responses, "combine": np.tile(product, signals), "ramp": ramp}.items():
+        for name, value in {
+            "responses": responses,
+            "exported_responses": exported_responses,
+            "combine": np.tile(product, signals),
+            "ramp": ramp,
+        }.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32), persistent=False)
 
     def init_state(self, batch: int) -> FilterBankState:
@@ -200,20 +206,20 @@ class FilterBank(nn.Module):
     def forward(self, spectra: Tensor, gains: Tensor, state: FilterBankState) -> tuple[Tensor, FilterBankState]:
         """Spectra of frames without a window [batch, n, signals, re|im, bins], gains [batch, n, signals, bands]
         -> audio [batch, n*hop]."""
-        batch, hops, rows, m = gains.shape[0], gains.shape[1], self.dft.rows, self.dft.radix
+        batch, hops, bins = gains.shape[0], gains.shape[1], spectra.shape[-1]
         steps = torch.cat([state.gains[:, None], gains], dim=1)  # [batch, n + 1, signals, bands]
         if torch.onnx.is_in_onnx_export():
             pairs = torch.stack([steps[:, :-1], steps[:, 1:]], dim=2)
-            filters = torch.matmul(pairs, self.responses).reshape(-1, 2, self.signals, 1, 2, rows * m)
-            products = spectra.reshape(-1, 1, self.signals, 2, 1, rows * m) * filters
-            filtered = torch.matmul(self.combine, products.reshape(-1, 4 * self.signals, rows * m))
+            filters = torch.matmul(pairs, self.exported_responses).reshape(-1, 2, self.signals, 1, 2, bins)
+            products = spectra.reshape(-1, 1, self.signals, 2, 1, bins) * filters
+            filtered = torch.matmul(self.combine, products.reshape(-1, 4 * self.signals, bins))
         else:
-            filters = torch.matmul(steps, self.responses).reshape(batch, hops + 1, self.signals, 2, -1)
+            filters = torch.matmul(steps, self.responses).reshape(batch, hops + 1, self.signals, 2, bins)
             filters = torch.complex(filters[..., 0, :], filters[..., 1, :])
             spectra = torch.complex(spectra[..., 0, :], spectra[..., 1, :])
             pairs = [(spectra * part).sum(dim=2) for part in (filters[:, :-1], filters[:, 1:])]
             filtered = torch.view_as_real(torch.stack(pairs, dim=2)).movedim(-1, 3)
-        ends = self.dft.inverse(filtered.reshape(-1, 2, rows, m)).reshape(batch, hops, 2, self.hop_samples)
+        ends = self.dft.inverse(filtered.reshape(-1, 2, bins)).reshape(batch, hops, 2, self.hop_samples)
         before, after = ends[:, :, 0], ends[:, :, 1]
         return (before + (after - before) * self.ramp).flatten(1), FilterBankState(steps[:, -1])
 
@@ -369,3 +375,35 @@ class Gru(nn.Module):
             version=17,
         )
         return y[:, 0], GruState(last[0])
+
+
+@dataclass(frozen=True)
+class ConvolutionsState:
+    past: Tensor  # [batch, channels, frames]: what each convolution still needs, one after the other
+
+
+class CausalConvolutions(nn.Module):
+    """Dilated convolutions over frames, each added to what it heard, in place of a recurrent unit.
+
+    Van den Oord et al., "WaveNet", 2016, section 2.1. Time comes first, as for ``Gru``.
+    """
+
+    latency_samples = 0
+
+    def __init__(self, channels: int, dilations: tuple[int, ...] = (1, 2, 4, 8, 16, 32)) -> None:
+        super().__init__()
+        self.channels, self.dilations = channels, dilations
+        self.convolutions = nn.ModuleList(nn.Conv1d(channels, channels, 2, dilation=d) for d in dilations)
+
+    def init_state(self, batch: int) -> ConvolutionsState:
+        return ConvolutionsState(torch.zeros(batch, self.channels, sum(self.dilations)))
+
+    def forward(self, x: Tensor, state: ConvolutionsState) -> tuple[Tensor, ConvolutionsState]:
+        """x [n, batch, channels] -> [n, batch, channels]."""
+        x, kept = x.permute(1, 2, 0), []
+        pasts = state.past.split(self.dilations, dim=2)
+        for convolution, past, dilation in zip(self.convolutions, pasts, self.dilations, strict=True):
+            heard = torch.cat([past, x], dim=2)
+            kept.append(heard[:, :, -dilation:])
+            x = x + nn.functional.leaky_relu(convolution(heard), 0.1)
+        return x.permute(2, 0, 1), ConvolutionsState(torch.cat(kept, dim=2))

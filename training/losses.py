@@ -99,11 +99,11 @@ class SpectralLoss(nn.Module):
             self.register_buffer(f"window{size}", torch.hann_window(size), persistent=False)
             self.register_buffer(f"mel{size}", mel_matrix(sample_rate, size, bands), persistent=False)
 
-    def forward(self, predicted: Tensor, target: Tensor) -> LossTerms:
-        """audio [batch, samples], both -> one value per item and term."""
+    def forward(self, predicted: Tensor, target: Tensor, fft_sizes: tuple[int, ...] | None = None) -> LossTerms:
+        """audio [batch, samples], both -> one value per item and term; at some of the FFT sizes, or at all."""
         config = self.config
         values: dict[str, list[Tensor]] = {"spectral_convergence": [], "log_magnitude": [], "log_mel": []}
-        for size in config.fft_sizes:
+        for size in config.fft_sizes if fft_sizes is None else fft_sizes:
             window, mel = self.get_buffer(f"window{size}"), self.get_buffer(f"mel{size}")
             ours, theirs = stft_magnitude(predicted, size, window), stft_magnitude(target, size, window)
             if config.spectral_convergence:

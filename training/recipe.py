@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -181,6 +181,7 @@ class LossConfig:
 
     fft_sizes: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
     mel_band_counts: tuple[int, ...] = (16, 32, 64, 80, 128)  # one for each FFT size
+    fft_sizes_per_step: int = 0  # so many of them, drawn anew each time: cheaper, right in the mean; zero: all
     spectral_convergence: float = 0.5
     log_magnitude: float = 0.5
     log_mel: float = 1.0
@@ -197,6 +198,10 @@ class LossConfig:
             )
         if any(count < 1 for count in self.mel_band_counts):
             raise ValueError(f"loss.mel_band_counts: must be at least 1 each, got {list(self.mel_band_counts)}")
+        if not 0 <= self.fft_sizes_per_step <= len(self.fft_sizes):
+            raise ValueError(
+                f"loss.fft_sizes_per_step: must lie between 0 and {len(self.fft_sizes)}, got {self.fft_sizes_per_step}"
+            )
         weights = ("spectral_convergence", "log_magnitude", "log_mel", "level")
         _at_least(self, "loss.", 0, *weights, "steadiness")
         if not any(getattr(self, name) for name in weights):
@@ -205,22 +210,24 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class AdversaryConfig:
-    """A critic that knows the styles; see training/models/critic.py. Weight zero: none."""
+    """Judges that know the styles; see training/models/critic.py and classifier.py. Weight zero: none."""
 
     weight: float = 0.0  # of deceiving the critic
     feature_weight: float = 0.0  # of sounding to the critic's layers as the target does
-    cross_share: float = 0.4  # of rows that are to become another style; only the critic and their level judge them
+    style_weight: float = 0.0  # of being taken for the style meant by a classifier; zero: no classifier
+    cross_share: float = 0.4  # of rows that are to become another style; only judges and their level judge them
     start_step: int = 0  # up to here the generator learns alone
-    learning_rate: float = 5e-4  # of the critic
+    learning_rate: float = 5e-4  # of critic and classifier
 
     def __post_init__(self) -> None:
         at = "adversary."
-        _at_least(self, at, 0, "weight", "feature_weight", "start_step")
+        _at_least(self, at, 0, "weight", "feature_weight", "style_weight", "start_step")
         _chances(self, at, "cross_share")
         if self.learning_rate <= 0:
             raise ValueError(f"adversary.learning_rate: must be above zero, got {self.learning_rate:g}")
-        if not self.weight and self.feature_weight:
-            raise ValueError("adversary.feature_weight: needs adversary.weight above zero")
+        for name in ("feature_weight", "style_weight"):
+            if not self.weight and getattr(self, name):
+                raise ValueError(f"adversary.{name}: needs adversary.weight above zero")
 
 
 @dataclass(frozen=True)
@@ -312,6 +319,8 @@ class Recipe:
             raise ValueError(f"style.id: '{', '.join(twice)}' is named twice; ids must differ")
         if self.adversary.weight and len(self.style) < 2:
             raise ValueError("adversary.weight: a critic of styles needs two of them; add a [[style]] or leave it out")
+        if self.loss.steadiness and self.model.answer != "gains":
+            raise ValueError("loss.steadiness: holds gains still, and model.answer = 'spectrum' has none; set it to 0")
         if self.phrases.tuning_semitones > self.augment.pitch_semitones:
             raise ValueError(
                 "phrases.tuning_semitones: must be at most augment.pitch_semitones "
@@ -422,8 +431,26 @@ def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
         raise RecipeError(f"{source}: {error}") from error
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Read and check a TOML recipe. Raises RecipeError."""
+def _change(values: dict[str, Any], change: str) -> None:
+    """Put ``change``, 'section.field=value' with a TOML value, into the values of a recipe. Raises RecipeError."""
+    name, equals, text = change.partition("=")
+    *sections, field_name = name.strip().split(".")
+    if not equals or not field_name or not all(sections):
+        raise RecipeError(f"--set {change}: must be section.field=value, for instance trainer.steps=400")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        value = text.strip()  # a word without quotes
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {change}: '{section}' has no fields that could be set so")
+        values = inner
+    values[field_name] = value
+
+
+def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read and check a TOML recipe, with ``changes`` such as 'trainer.steps=400'. Raises RecipeError."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -432,4 +459,6 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except ValueError as error:  # TOMLDecodeError, or a number with thousands of digits
         raise RecipeError(f"{path}: is not TOML: {error}") from error
-    return recipe_from_dict(values, str(path))
+    for change in changes:
+        _change(values, change)
+    return recipe_from_dict(values, " ".join([str(path), *(f"--set {change}" for change in changes)]))

@@ -1,9 +1,9 @@
-"""The style-conditioned causal generator: gains for what comes in and for excitations made from it.
+"""The style-conditioned causal generators: a body that hears the levels of bands, steered by the style vector.
 
-Four signals are analysed: the input; the input driven hard (odd harmonics); a pulse per period made from its low end
-(a full harmonic series even under a dull or pure tone); and noise. All scale with the
-input's own level, so silence in is silence out and loudness follows the playing. A recurrent body, steered by the
-style vector, sets one smooth gain curve per signal and hop; the filtered signals add up to the output.
+The usual one sets gains. Four signals are analysed: the input; the input driven hard (odd harmonics); a pulse per
+period made from its low end (a full harmonic series even under a dull or pure tone); and noise. All scale with the
+input's own level, so silence in is silence out and loudness follows the playing. The body sets one smooth gain curve
+per signal and hop; the filtered signals add up to the output. The other one writes the output's spectrum itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from realtime.spectral import SpectralSpec
 from training.layers import (
+    CausalConvolutions,
+    ConvolutionsState,
     Envelope,
     EnvelopeState,
     FilterBank,
@@ -32,12 +34,19 @@ from training.layers import (
 )
 
 SIGNALS = ("input", "driven", "pulses", "noise")
+FIRST_GAINS = {"input": 0.0, "driven": -4.0, "pulses": -4.0, "noise": -5.0}  # natural log, before any training
+BODIES = ("recurrent", "convolutional")
+ANSWERS = ("gains", "spectrum")
+FLOOR_LEVEL = 1e-5  # root mean square; what is this quiet comes out as nothing
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Sizes of the generator; the defaults are the shipped model's."""
+    """Kind and sizes of the generator; the defaults are the shipped model's."""
 
+    answer: str = "gains"  # for the signals, or "spectrum": the complex spectrum of the output
+    signals: tuple[str, ...] = SIGNALS  # that get gains
+    body: str = "recurrent"  # or "convolutional"
     style_dim: int = 16
     band_count: int = 64
     hidden: int = 192
@@ -48,6 +57,11 @@ class GeneratorConfig:
     envelope_hops: int = 4
 
     def __post_init__(self) -> None:
+        for field, known in (("answer", ANSWERS), ("body", BODIES)):
+            if getattr(self, field) not in known:
+                raise ValueError(f"model.{field}: must be one of {', '.join(known)}, got '{getattr(self, field)}'")
+        if not self.signals or len(set(self.signals)) != len(self.signals) or not set(self.signals) <= set(SIGNALS):
+            raise ValueError(f"model.signals: must be some of {', '.join(SIGNALS)}, each once; got {[*self.signals]}")
         for field in ("style_dim", "band_count", "hidden", "lowpass_taps", "envelope_hops"):
             if getattr(self, field) < 2:
                 raise ValueError(f"model.{field}: must be at least 2, got {getattr(self, field)}")
@@ -58,12 +72,17 @@ class GeneratorConfig:
 
 
 @dataclass(frozen=True)
+class Nothing:
+    """The state of a part that this generator does without."""
+
+
+@dataclass(frozen=True)
 class GeneratorState:
     framer: FramerState
-    envelope: EnvelopeState
-    noise: NoiseState
-    made: FramerState
-    body: GruState
+    envelope: EnvelopeState | Nothing
+    noise: NoiseState | Nothing
+    made: FramerState | Nothing
+    body: GruState | ConvolutionsState
     bank: FilterBankState
 
 
@@ -78,52 +97,91 @@ def band_matrix(band_count: int, frequencies_hz: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(mel, centres, row) for row in eye])
 
 
-class Generator(nn.Module):
-    """audio and style in, audio out, one hop of ``stream_delay_samples`` later; see the module's text."""
+class SteeredBody(nn.Module):
+    """What every generator has: band levels of the windowed input, and a body that a style vector steers."""
 
     window: Tensor  # [window]
     measure: Tensor  # [bins, bands]
+    exported_measure: Tensor  # [(k1, k2), bands]
     normalise: Tensor  # [bands + 1, bands]
 
-    def __init__(self, spec: SpectralSpec, config: GeneratorConfig) -> None:
+    def __init__(self, spec: SpectralSpec, config: GeneratorConfig, inputs: int, outputs: int) -> None:
+        """``inputs``: how many more numbers the body hears per hop besides the levels."""
         super().__init__()
         self.spec, self.config = spec, config
-        hop, window, hidden, bands = spec.hop_samples, spec.analysis_window_samples, config.hidden, config.band_count
-        self.framer = Framer(window, hop, 1)
-        self.lowpass = HopLowpass(hop, config.lowpass_taps, config.lowpass_pole)
-        if self.lowpass.span_samples > window:
-            raise ValueError(f"model.lowpass_taps: must be at most {window - hop + 1}, got {config.lowpass_taps}")
-        analysis = spec.analysis_window()
-        self.envelope = Envelope(analysis, hop, config.envelope_hops * hop)
-        self.noise = Noise(hop)
-        self.made = Framer(window, hop, len(SIGNALS) - 1)
+        hidden, bands = config.hidden, config.band_count
+        self.framer = Framer(spec.analysis_window_samples, spec.hop_samples, 1)
         self.dft = RealDft(spec)
-        matrix = band_matrix(bands, np.fft.rfftfreq(window, 1.0 / spec.sample_rate))
-        self.bank = FilterBank(spec, self.dft, len(SIGNALS), matrix)
-        self.latency_samples = self.bank.latency_samples
-        weighted = band_matrix(bands, self.dft.frequencies_hz.reshape(-1)) * self.dft.weights.reshape(-1)
+        matrix = band_matrix(bands, np.fft.rfftfreq(spec.analysis_window_samples, 1.0 / spec.sample_rate))
         # Bands 60 dB under the frame are lost in float32 rounding, which differs from machine to machine: every band
         # hears that much of the whole.
-        measure = (weighted / weighted.sum(axis=1, keepdims=True)).T + 1e-6 / weighted.shape[1]
+        measure = (matrix / matrix.sum(axis=1, keepdims=True)).T + 1e-6 / matrix.shape[1]
         # Levels of the bands against their mean, and the mean, both brought to about unit size.
         normalise = np.concatenate([0.4 * (np.eye(bands) - 1.0 / bands), np.full((1, bands), 0.15 / bands)])
-        for name, value in {"window": analysis, "measure": measure, "normalise": normalise}.items():
+        for name, value in {
+            "window": spec.analysis_window(),
+            "measure": measure,
+            "exported_measure": self.dft.product_shares(measure),
+            "normalise": normalise,
+        }.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
-        self.enter = nn.Linear(bands + 1, hidden)
-        self.body = Gru(hidden, hidden)
+        self.enter = nn.Linear(bands + 1 + inputs, hidden)
+        self.body = Gru(hidden, hidden) if config.body == "recurrent" else CausalConvolutions(hidden)
         self.steer = nn.Linear(config.style_dim, 2 * 2 * hidden)
-        self.leave = nn.Linear(hidden, len(SIGNALS) * bands)
+        self.leave = nn.Linear(hidden, outputs)
         with torch.no_grad():
             self.steer.bias.copy_(torch.tensor([1.0, 0.0] * 2).repeat_interleave(hidden))
             self.leave.weight.mul_(0.1)
-            self.leave.bias.copy_(torch.tensor([0.0, -4.0, -4.0, -5.0]).repeat_interleave(bands))
+
+    def steered(
+        self, heard: Tensor, style: Tensor, state: GruState | ConvolutionsState, more: Tensor | None = None
+    ) -> tuple[Tensor, GruState | ConvolutionsState]:
+        """Spectra of the windowed input [batch, n, re|im, bins], ``more`` [batch, n, inputs] -> [batch, n, outputs]."""
+        power = heard.square().sum(dim=2)  # [batch, n, bins]
+        # A floor, not a sum: onnxruntime takes the addition of so small a number for none at all and drops it.
+        measure = self.exported_measure if torch.onnx.is_in_onnx_export() else self.measure
+        levels = torch.log(torch.matmul(power, measure).clamp_min(1e-9))
+        scale1, shift1, scale2, shift2 = self.steer(style).chunk(4, dim=-1)
+        bands = self.config.band_count
+        x = nn.functional.linear(
+            levels.transpose(0, 1),  # [n, batch, bands]
+            torch.matmul(self.enter.weight[:, : bands + 1], self.normalise),
+            self.enter.bias + 0.6 * self.enter.weight[:, bands],
+        )
+        if more is not None:
+            x = x + nn.functional.linear(more.transpose(0, 1), self.enter.weight[:, bands + 1 :])
+        x = nn.functional.leaky_relu(x * scale1 + shift1, 0.1)
+        y, state = self.body(x, state)
+        x = nn.functional.leaky_relu((x + y) * scale2 + shift2, 0.1)
+        return self.leave(x).transpose(0, 1), state
+
+
+class Generator(SteeredBody):
+    """audio and style in, audio out, one hop of ``stream_delay_samples`` later; see the module's text."""
+
+    def __init__(self, spec: SpectralSpec, config: GeneratorConfig) -> None:
+        super().__init__(spec, config, 0, len(config.signals) * config.band_count)
+        hop, window = spec.hop_samples, spec.analysis_window_samples
+        self.lowpass = HopLowpass(hop, config.lowpass_taps, config.lowpass_pole)
+        if self.lowpass.span_samples > window:
+            raise ValueError(f"model.lowpass_taps: must be at most {window - hop + 1}, got {config.lowpass_taps}")
+        self.envelope = Envelope(spec.analysis_window(), hop, config.envelope_hops * hop)
+        self.noise = Noise(hop)
+        made = len(config.signals) - ("input" in config.signals)
+        self.made = Framer(window, hop, made) if made else None
+        matrix = band_matrix(config.band_count, np.fft.rfftfreq(window, 1.0 / spec.sample_rate))
+        self.bank = FilterBank(spec, self.dft, len(config.signals), matrix)
+        self.latency_samples = self.bank.latency_samples
+        with torch.no_grad():
+            first = torch.tensor([FIRST_GAINS[name] for name in config.signals])
+            self.leave.bias.copy_(first.repeat_interleave(config.band_count))
 
     def init_state(self, batch: int) -> GeneratorState:
         return GeneratorState(
             framer=self.framer.init_state(batch),
-            envelope=self.envelope.init_state(batch),
-            noise=self.noise.init_state(batch),
-            made=self.made.init_state(batch),
+            envelope=self.envelope.init_state(batch) if self.made else Nothing(),
+            noise=self.noise.init_state(batch) if self.made else Nothing(),
+            made=self.made.init_state(batch) if self.made else Nothing(),
             body=self.body.init_state(batch),
             bank=self.bank.init_state(batch),
         )
@@ -131,47 +189,97 @@ class Generator(nn.Module):
     def _excite(
         self, audio: Tensor, frames: Tensor, low: Tensor, envelope: EnvelopeState, noise: NoiseState
     ) -> tuple[Tensor, EnvelopeState, NoiseState]:
-        """audio and its low end [batch, time], frames [batch, n, window] -> what is made [batch, signals - 1, time]."""
+        """audio and its low end [batch, time], frames [batch, n, window] -> what is made [batch, made, time]."""
         level, envelope = self.envelope(frames, envelope)
         level = level[:, None]
         white, noise = self.noise(audio, noise)
         scaled = torch.stack([audio, low], dim=1) / level
+        sharpness = self.config.pulse_sharpness
         driven = torch.tanh(self.config.drive * scaled[:, :1])
-        pulses = torch.exp((scaled[:, 1:] * (self.config.pulse_sharpness / 1.5)).clamp_max(self.config.pulse_sharpness))
+        pulses = torch.exp((scaled[:, 1:] * (sharpness / 1.5)).clamp_max(sharpness)) * np.exp(-sharpness)
         # The floor of the level must not make noise out of silence.
-        audible = (level - 1e-5).clamp_min(0.0)
-        made = torch.cat([driven, pulses * np.exp(-self.config.pulse_sharpness), white[:, None]], dim=1)
+        audible = (level - FLOOR_LEVEL).clamp_min(0.0)
+        known = {"driven": driven, "pulses": pulses, "noise": white[:, None]}
+        made = torch.cat([known[name] for name in self.config.signals if name in known], dim=1)
         return made * audible, envelope, noise
 
     def forward(self, audio: Tensor, style: Tensor, state: GeneratorState) -> tuple[Tensor, GeneratorState]:
         """audio [batch, n*hop], style [batch, style_dim] -> audio [batch, n*hop] and the state after it."""
         hops = whole_hops(audio.shape[-1], self.spec.hop_samples, "Generator")
-        batch, signals = audio.shape[0], len(SIGNALS)
+        batch, signals = audio.shape[0], self.config.signals
         frames, framer = self.framer(audio[:, None], state.framer)  # [batch, n, 1, window]
-        low = self.lowpass(frames[:, :, 0])
-        excitations, envelope, noise = self._excite(audio, frames[:, :, 0], low, state.envelope, state.noise)
-        made, made_state = self.made(excitations, state.made)
-        spectra = self.dft(torch.cat([frames * self.window, frames, made], dim=2))
-        heard, spectra = spectra.reshape(batch, hops, signals + 1, 2, -1).split([1, signals], dim=2)
+        envelope, noise, made_state = state.envelope, state.noise, state.made
+        heard = [frames * self.window] + [frames] * ("input" in signals)
+        if self.made is not None:
+            assert not isinstance(envelope, Nothing) and not isinstance(noise, Nothing)
+            assert isinstance(made_state, FramerState)
+            low = self.lowpass(frames[:, :, 0])
+            excitations, envelope, noise = self._excite(audio, frames[:, :, 0], low, envelope, noise)
+            made, made_state = self.made(excitations, made_state)
+            heard.append(made)
+        spectra = self.dft(torch.cat(heard, dim=2))
+        measured, spectra = spectra.reshape(batch, hops, len(signals) + 1, 2, -1).split([1, len(signals)], dim=2)
 
-        gains, body = self.decide(heard[:, :, 0], style, state.body)
+        gains, body = self.decide(measured[:, :, 0], style, state.body)
         out, bank = self.bank(spectra, gains, state.bank)
         return out, GeneratorState(framer, envelope, noise, made_state, body, bank)
 
-    def decide(self, heard: Tensor, style: Tensor, state: GruState) -> tuple[Tensor, GruState]:
+    def decide(
+        self, heard: Tensor, style: Tensor, state: GruState | ConvolutionsState
+    ) -> tuple[Tensor, GruState | ConvolutionsState]:
         """Spectra of the windowed input [batch, n, re|im, bins] -> gains at hop ends [batch, n, signals, bands]."""
-        batch, hops = heard.shape[:2]
-        power = heard.square().sum(dim=2)  # [batch, n, bins]
-        # A floor, not a sum: onnxruntime takes the addition of so small a number for none at all and drops it.
-        levels = torch.log(torch.matmul(power, self.measure).clamp_min(1e-9))
-        scale1, shift1, scale2, shift2 = self.steer(style).chunk(4, dim=-1)
-        x = torch.nn.functional.linear(
-            levels.transpose(0, 1),  # [n, batch, bands]
-            torch.matmul(self.enter.weight, self.normalise),
-            self.enter.bias + 0.6 * self.enter.weight[:, -1],
-        )
-        x = torch.nn.functional.leaky_relu(x * scale1 + shift1, 0.1)
-        y, body = self.body(x, state)
-        x = torch.nn.functional.leaky_relu((x + y) * scale2 + shift2, 0.1)
-        gains = torch.exp(self.leave(x).clamp(-9.0, 3.5)).transpose(0, 1)
-        return gains.reshape(batch, hops, len(SIGNALS), self.config.band_count), body
+        decided, state = self.steered(heard, style, state)
+        return torch.exp(decided.clamp(-9.0, 3.5)).unflatten(2, (-1, self.config.band_count)), state
+
+
+@dataclass(frozen=True)
+class SpectrumState:
+    framer: FramerState
+    body: GruState | ConvolutionsState
+    tail: FramerState  # what the last frame still has to give
+
+
+class SpectrumGenerator(SteeredBody):
+    """The output's complex spectrum from that of the input, in frames of the synthesis window, overlapped and added.
+
+    Direct regression of spectra: Williamson, Wang and Wang, "Complex ratio masking", 2016, section III, without the
+    mask. Works on the same levels and with the same body as the usual generator.
+    """
+
+    to_bins: Tensor  # [synthesis window, (re|im, bins)]
+    to_samples: Tensor  # [(re|im, bins), synthesis window]
+
+    def __init__(self, spec: SpectralSpec, config: GeneratorConfig) -> None:
+        size = spec.synthesis_window_samples
+        super().__init__(spec, config, size + 2, size + 2)
+        self.latency_samples = spec.stream_delay_samples
+        window = np.sin(np.pi * (np.arange(size) + 0.5) / size)
+        bins = np.fft.rfft(np.eye(size) * window, norm="ortho")
+        to_bins = np.concatenate([bins.real, bins.imag], axis=1)
+        rows = np.concatenate([np.eye(size // 2 + 1), 1j * np.eye(size // 2 + 1)])
+        to_samples = np.fft.irfft(rows, size, norm="ortho") * window
+        for name, value in {"to_bins": to_bins, "to_samples": to_samples}.items():
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
+
+    def init_state(self, batch: int) -> SpectrumState:
+        tail = FramerState(torch.zeros(batch, 1, self.spec.stream_delay_samples))
+        return SpectrumState(self.framer.init_state(batch), self.body.init_state(batch), tail)
+
+    def forward(self, audio: Tensor, style: Tensor, state: SpectrumState) -> tuple[Tensor, SpectrumState]:
+        """audio [batch, n*hop], style [batch, style_dim] -> audio [batch, n*hop] and the state after it."""
+        hop, size = self.spec.hop_samples, self.spec.synthesis_window_samples
+        hops = whole_hops(audio.shape[-1], hop, "SpectrumGenerator")
+        frames, framer = self.framer(audio[:, None], state.framer)
+        heard = self.dft(frames * self.window).reshape(audio.shape[0], hops, 2, -1)
+        recent = frames[:, :, 0, -size:]
+        level = recent.square().mean(dim=-1, keepdim=True).clamp_min(FLOOR_LEVEL**2).sqrt()
+        spectra, body = self.steered(heard, style, state.body, torch.matmul(recent / level, self.to_bins))
+        made = torch.matmul(spectra, self.to_samples) * (level - FLOOR_LEVEL).clamp_min(0.0)
+        tails = torch.cat([state.tail.history, made[:, :, hop:]], dim=1)
+        out = (made[:, :, :hop] + tails[:, :-1]).flatten(1)
+        return out, SpectrumState(framer, body, FramerState(tails[:, -1:]))
+
+
+def make_generator(spec: SpectralSpec, config: GeneratorConfig) -> Generator | SpectrumGenerator:
+    """The kind that ``config.answer`` names, untrained."""
+    return (Generator if config.answer == "gains" else SpectrumGenerator)(spec, config)

@@ -11,8 +11,8 @@ SILENCE_POWER = 1e-9  # mean square; -90 dBFS
 FLOOR_BELOW_MEAN = 1e-5  # -50 dB: what lies below is room and hiss, not timbre
 
 
-class RelativeMel(nn.Module):
-    """Natural log of mel power against the mean power of the whole excerpt, so that loudness is not heard."""
+class RelativeMelPower(nn.Module):
+    """Mel power over the mean power of the whole excerpt, so that loudness is not heard."""
 
     window: Tensor
     matrix: Tensor  # [bands, bins]
@@ -29,7 +29,7 @@ class RelativeMel(nn.Module):
         return self.matrix.shape[0]
 
     def forward(self, audio: Tensor) -> Tensor:
-        """audio [batch, samples] -> [batch, 1, bands, frames], about zero mean; hop is a quarter of ``fft_size``."""
+        """audio [batch, samples] -> [batch, bands, frames]; hop is a quarter of ``fft_size``."""
         spectrum = torch.stft(
             audio,
             self.fft_size,
@@ -41,5 +41,12 @@ class RelativeMel(nn.Module):
         )
         power = (spectrum.real.square() + spectrum.imag.square()) / self.window.sum().square()
         mel = torch.matmul(self.matrix, power)
-        mean = mel.mean(dim=(1, 2), keepdim=True).clamp_min(SILENCE_POWER / mel.shape[1])
-        return (0.25 * torch.log(mel / mean + FLOOR_BELOW_MEAN) + 1.0)[:, None]
+        return mel / mel.mean(dim=(1, 2), keepdim=True).clamp_min(SILENCE_POWER / mel.shape[1])
+
+
+class RelativeMel(RelativeMelPower):
+    """Natural log of it."""
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """audio [batch, samples] -> [batch, 1, bands, frames], about zero mean."""
+        return (0.25 * torch.log(super().forward(audio) + FLOOR_BELOW_MEAN) + 1.0)[:, None]

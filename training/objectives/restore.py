@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from training.augment import Pair, make_pair, make_true_pair, steady_tones
 from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, CheckpointError
 from training.losses import LossTerms, SpectralLoss, level_l1
+from training.models.classifier import StyleClassifier, hit_rate, style_loss
 from training.models.critic import Critic, Verdict, critic_loss, deception_loss, feature_loss
 from training.models.encoder import StyleEncoder
-from training.models.generator import Generator
+from training.models.generator import Generator, make_generator
 from training.recipe import OptimiserConfig, Recipe
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 MAX_SKIPPED_STEPS = 20
 TONE_ROWS, TONE_SECONDS = 4, 0.4
 AUDIBLE_RMS = 1e-4  # quieter rows tell a critic nothing
-OPTIONAL_PARTS = ("encoder.", "average_encoder.", "critic.")  # a recipe may bring them into a run or leave them out
+JUDGES = ("critic.", "classifier.")
+OPTIONAL_PARTS = ("encoder.", "average_encoder.", *JUDGES)  # a recipe may bring them into a run or leave them out
 
 
 class TrainingError(RuntimeError):
@@ -70,31 +72,39 @@ def learning_rate_factor(step: int, steps: int, config: OptimiserConfig) -> floa
 
 
 def _optimiser_groups(names: list[str]) -> list[list[str]]:
-    """Which weights are learned together, from the names of all: all but the critic's, then the critic's, if any."""
+    """Which weights are learned together, from the names of all: all but the judges', then each judge's, if any."""
     learned = [name for name in names if not name.startswith("average_")]
-    critic = [name for name in learned if name.startswith("critic.")]
-    rest = [name for name in learned if not name.startswith("critic.")]
-    return [rest, critic] if critic else [rest]
+    rest = [name for name in learned if not name.startswith(JUDGES)]
+    judges = [[name for name in learned if name.startswith(judge)] for judge in JUDGES]
+    return [rest, *(group for group in judges if group)]
+
+
+def _frozen(judge: nn.Module, *args: Any) -> Any:
+    """What ``judge`` says with weights that this judgement cannot move: one step then teaches both, each its own."""
+    weights = {name: value.detach() for name, value in judge.named_parameters()}
+    return torch.func.functional_call(judge, weights, args)
 
 
 class RestoreObjective(LightningModule):
     """Generator, table of style vectors, hiding and losses; a moving average of the weights, if the recipe wants it.
 
-    So are a style encoder, which hears from a recording what the table knows by name, and a critic: it judges every
-    answer, and some rows of each batch are to become another style, where only it can say how near they came.
+    So are a style encoder, which hears from a recording what the table knows by name, and two judges: a critic and a
+    classifier of styles. Some rows of each batch are to become another style, where only they can say how near it came.
     """
 
     def __init__(self, recipe: Recipe, card: dict[str, Any]) -> None:
         """``card``: plain values for the model card that the recipe does not know (splits, hashes)."""
         super().__init__()
         self.recipe, self.card = recipe, card
-        self.generator = Generator(recipe.spectral, recipe.model)
+        self.generator = make_generator(recipe.spectral, recipe.model)
         self.styles = nn.Embedding(len(recipe.style), recipe.model.style_dim)  # starts as normal, variance 1
         rate = recipe.spectral.sample_rate
         if recipe.encoder.share:
             self.encoder = StyleEncoder(rate, recipe.model.style_dim)
         if recipe.adversary.weight:
             self.critic = Critic(rate, len(recipe.style))
+        if recipe.adversary.style_weight:
+            self.classifier = StyleClassifier(rate, len(recipe.style))
         self.averaging = recipe.trainer.average_decay > 0
         if self.averaging:
             self.average_generator = copy.deepcopy(self.generator).requires_grad_(False)
@@ -136,10 +146,17 @@ class RestoreObjective(LightningModule):
         answer, _ = generator(audio, vectors, state)
         return answer[:, generator.latency_samples :]
 
-    def judge(self, answer: Tensor, target: Tensor) -> LossTerms:
+    def judge(self, answer: Tensor, target: Tensor, fft_sizes: tuple[int, ...] | None = None) -> LossTerms:
         """Losses of an answer [batch, samples - latency] against the target [batch, samples]."""
         with torch.autocast(answer.device.type, enabled=False):  # logs of small numbers need float32
-            return self.loss(answer.float(), target[:, : answer.shape[1]])
+            return self.loss(answer.float(), target[:, : answer.shape[1]], fft_sizes)
+
+    def _fft_sizes(self, random: torch.Generator) -> tuple[int, ...]:
+        """Those that the loss looks at in this step."""
+        sizes, count = self.recipe.loss.fft_sizes, self.recipe.loss.fft_sizes_per_step
+        if not count:
+            return sizes
+        return tuple(sizes[i] for i in torch.randperm(len(sizes), generator=random)[:count].tolist())
 
     # -- Lightning ----------------------------------------------------------------------------------------------
 
@@ -149,30 +166,32 @@ class RestoreObjective(LightningModule):
         random = torch.Generator().manual_seed(batch.seed + 1)
         style, crossed = self._crossed(batch.style, random)
         vectors, anchor = self._style_vectors(batch.raw, style, crossed, random)
-        answer = self.restore(pair.input, vectors)
-        result = self.judge(answer, pair.target)
-        kept = level_l1(answer.float(), pair.input[:, : answer.shape[1]], self.recipe.spectral.sample_rate)
-        total = torch.where(crossed, kept, result.total).mean() + anchor
+        # On stage a recording as it is comes in, so every other row on its way to another style hears one.
+        as_is = crossed & (torch.rand(style.shape, generator=random) < 0.5).to(style.device)
+        heard = torch.where(as_is[:, None], pair.target, pair.input)
+        answer = self.restore(heard, vectors)
+        result = self.judge(answer[~crossed], pair.target[~crossed], self._fft_sizes(random))
+        kept = level_l1(answer.float(), heard[:, : answer.shape[1]], self.recipe.spectral.sample_rate)
+        total = (result.total.sum() + (kept * crossed).sum()) / len(style) + anchor
         if self.recipe.loss.steadiness:
             unsteady = self.unsteadiness(vectors[:TONE_ROWS], batch.seed)
             total = total + self.recipe.loss.steadiness * unsteady
             self.log("train/unsteadiness", unsteady, batch_size=TONE_ROWS)
-        values = {"loss": result.total[~crossed].mean()} if not crossed.all() else {}
-        values |= {name: value[~crossed].mean() for name, value in result.terms.items() if not crossed.all()}
+        values = {"loss": result.total.mean()} | {name: value.mean() for name, value in result.terms.items()}
         if self.criticising:
-            total, said = self._criticise(total, answer.float(), pair.target, batch.style, style, crossed)
+            total, said = self._criticise(total, answer.float(), pair.target, batch.style, style, crossed, batch.seed)
             values |= said
         elif self.trainer.world_size > 1:
             total = total + self._untouched()
         size = len(batch.style)
-        if "loss" in values:
-            self.log("train/loss", values.pop("loss"), prog_bar=True, batch_size=size)
+        self.log("train/loss", values.pop("loss"), prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=size)
         return total
 
     def unsteadiness(self, vectors: Tensor, seed: int) -> Tensor:
         """How far gains stray from their mean, in natural log units, while tones in these styles stand still."""
         generator, rate = self.generator, self.recipe.spectral.sample_rate
+        assert isinstance(generator, Generator), "the recipe asks for steady gains of a generator that has none"
         random = torch.Generator(device=vectors.device).manual_seed(seed)
         hop = self.recipe.spectral.hop_samples
         samples = round(TONE_SECONDS * rate / hop) * hop
@@ -193,7 +212,7 @@ class RestoreObjective(LightningModule):
 
     def _untouched(self) -> Tensor:
         """Zero, with a gradient of zero for what has no part in this step: processes that wait for it would hang."""
-        idle = [self.critic] if self.recipe.adversary.weight else []
+        idle = [module for name, module in self.named_children() if f"{name}." in JUDGES]
         return torch.stack([0.0 * p.sum() for module in idle for p in module.parameters()] or [torch.zeros(())]).sum()
 
     def _crossed(self, style: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -203,6 +222,7 @@ class RestoreObjective(LightningModule):
         styles = len(self.recipe.style)
         other = (style.cpu() + torch.randint(1, styles, style.shape, generator=random)) % styles
         crossed = torch.rand(style.shape, generator=random) < self.recipe.adversary.cross_share
+        crossed[0] = False  # so that the losses of what is restored have a row in every step
         crossed, other = crossed.to(style.device), other.to(style.device)
         return torch.where(crossed, other, style), crossed
 
@@ -220,24 +240,40 @@ class RestoreObjective(LightningModule):
         return torch.where(chosen[:, None], heard, known), anchor
 
     def _criticise(
-        self, total: Tensor, answer: Tensor, target: Tensor, real_style: Tensor, style: Tensor, crossed: Tensor
+        self,
+        total: Tensor,
+        answer: Tensor,
+        target: Tensor,
+        real_style: Tensor,
+        style: Tensor,
+        crossed: Tensor,
+        seed: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``total`` with the critic's own loss and what the generator loses before it; and figures to log."""
+        """``total`` with the judges' own losses and what the generator loses before them; and figures to log."""
         config = self.recipe.adversary
         real = target[:, : answer.shape[1]]
         real_heard, made_heard = (audio.square().mean(dim=1).sqrt() > AUDIBLE_RMS for audio in (real, answer.detach()))
         both = real_heard & made_heard
         verdict = self.critic(real)
         learning = critic_loss(verdict, real_style, self.critic(answer.detach()), style)
-        # The critic judges with weights that this judgement cannot move: one step then teaches both, each its own.
-        frozen = {name: value.detach() for name, value in self.critic.named_parameters()}
-        judged: Verdict = torch.func.functional_call(self.critic, frozen, (answer,))
+        judged: Verdict = _frozen(self.critic, answer)
         deceiving = deception_loss(judged, style)
         total = total + (learning * both).mean() + config.weight * (deceiving * made_heard).mean()
         values = {"critic": learning[both].mean(), "deception": deceiving[made_heard].mean()} if both.any() else {}
         if config.feature_weight:
             features = feature_loss(judged, verdict)
             total = total + config.feature_weight * (features * (both & ~crossed)).mean()
+        if config.style_weight:
+            random = torch.Generator(device=answer.device).manual_seed(seed + 2)
+            known = self.classifier(real, random)
+            taken = _frozen(self.classifier, answer, random)
+            missing = style_loss(taken, style)
+            total = total + (style_loss(known, real_style) * real_heard).mean()
+            total = total + config.style_weight * (missing * made_heard).mean()
+            if both.any():
+                values["style_known"] = hit_rate(known[:, both], real_style[both])
+                values["style_missing"] = missing[both].mean()
+                values["style_taken"] = hit_rate(taken[:, both], style[both])
         return total, values
 
     def configure_gradient_clipping(
@@ -246,7 +282,7 @@ class RestoreObjective(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Generator and critic are clipped each by itself: a loud critic must not quieten the generator."""
+        """Generator and judges are clipped each by itself: a loud judge must not quieten the generator."""
         del gradient_clip_algorithm
         for group in optimizer.param_groups if gradient_clip_val else ():
             torch.nn.utils.clip_grad_norm_(group["params"], float(gradient_clip_val or 0.0))
@@ -321,8 +357,9 @@ class RestoreObjective(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, steps, config))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _learning_rates(self) -> tuple[float, float]:
-        return self.recipe.optimiser.learning_rate, self.recipe.adversary.learning_rate
+    def _learning_rates(self) -> tuple[float, ...]:
+        """Of each group of weights that there can be; the generator's first, then the judges'."""
+        return self.recipe.optimiser.learning_rate, *[self.recipe.adversary.learning_rate] * len(JUDGES)
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
