@@ -14,6 +14,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from realtime.loudness import loudness_lufs  # noqa: E402
 from training.losses import (  # noqa: E402
     CONVERGENCE_FLOOR,
     MAGNITUDE_FLOOR,
@@ -60,8 +61,12 @@ def test_log_l1_by_hand() -> None:
     assert log_l1(predicted, target).tolist() == pytest.approx([1.0])  # (1 + 0 + 0 + 3) / 4
 
 
+def sine(amplitude: float, hertz: float = 997.0) -> Tensor:
+    return amplitude * torch.sin(2 * math.pi * hertz * torch.arange(RATE) / RATE)[None]
+
+
 def test_level_by_hand() -> None:
-    target = torch.full((1, RATE), 0.1)
+    target = sine(0.1)
     # Twice the amplitude is log 2 more, whatever the timbre.
     assert level_l1(2 * target, target, RATE).item() == pytest.approx(math.log(2), abs=1e-4)
     assert level_l1(-target, target, RATE).item() == 0.0
@@ -133,14 +138,21 @@ def test_silence_as_target_gives_finite_values_and_gradients(level: float) -> No
 
 
 def test_level_looks_at_short_stretches() -> None:
-    target = torch.full((1, RATE), 0.1)
+    target = sine(0.1)
     predicted = target.clone()
     predicted[:, RATE // 2 :] *= math.e
     # One natural log unit more over half of the time, and one stretch of 39 that lies across the change.
     assert level_l1(predicted, target, RATE).item() == pytest.approx(0.5, abs=0.02)
-    # Levels under -80 dBFS count as -80 dBFS: 0.1 is -20 dBFS, 60 dB above.
+    # Levels under -80 dBFS count as -80 dBFS: 0.1 is -23 dBFS and weighted up by 0.65 dB.
     silent = level_l1(torch.zeros_like(target), target, RATE).item()
-    assert silent == pytest.approx(3 * math.log(10), abs=1e-4)
+    assert silent == pytest.approx(3 * math.log(10) - 0.5 * math.log(2) + 0.65 * math.log(10) / 20, abs=0.01)
+
+
+@pytest.mark.parametrize("hertz", [60.0, 440.0, 5000.0])
+def test_levels_are_weighted_as_loudness_is(hertz: float) -> None:
+    one, other = sine(0.1, 997.0), sine(0.1, hertz)
+    louder = loudness_lufs(one[0].numpy(), RATE) - loudness_lufs(other[0].numpy(), RATE)
+    assert level_l1(one, other, RATE).item() * 20 / math.log(10) == pytest.approx(abs(louder), abs=0.3)
 
 
 def test_an_almost_silent_target_cannot_outweigh_everything() -> None:

@@ -5,10 +5,12 @@ Magnitudes are scaled so that a sine of amplitude 1 has magnitude 0.5 at every F
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,16 +56,31 @@ def mel_magnitude(magnitude: Tensor, matrix: Tensor) -> Tensor:
     return torch.matmul(matrix, magnitude).clamp_min(MAGNITUDE_FLOOR)
 
 
+@lru_cache
+def loudness_weighting(sample_rate: int, size: int) -> Tensor:
+    """[size / 2 + 1] magnitudes at the bins of an FFT: how loud frequencies are heard; ITU-R BS.1770-4, annex 1."""
+    from pyloudnorm import IIRfilter
+
+    shelf = IIRfilter(4.0, 0.5**0.5, 1500.0, sample_rate, "high_shelf")
+    high_pass = IIRfilter(0.0, 0.5, 38.0, sample_rate, "high_pass")
+    z = np.exp(-2j * np.pi * np.fft.rfftfreq(size))
+    responses = [np.polyval(stage.b[::-1], z) / np.polyval(stage.a[::-1], z) for stage in (shelf, high_pass)]
+    return torch.tensor(np.abs(responses[0] * responses[1]), dtype=torch.float32)
+
+
 def level_l1(predicted: Tensor, target: Tensor, sample_rate: int) -> Tensor:
     """Mean absolute difference of short-term levels in natural log units: audio [batch, samples] -> [batch].
 
-    Root mean square over 50 ms, every 25 ms, floored at -80 dBFS: loudness of the playing, whatever the timbre.
-    Level over time as a loss: Engel et al., "DDSP", 2020, section 4, compares loudness in the same way.
+    Root mean square over 50 ms, every 25 ms, floored at -80 dBFS, of what is weighted as loudness is: how loud the
+    playing is, whatever the timbre. Loudness over time as a loss: Engel et al., "DDSP", 2020, section 4.
     """
-    size = max(2, round(LEVEL_SECONDS * sample_rate))
+    size, samples = max(2, round(LEVEL_SECONDS * sample_rate)), predicted.shape[1]
+    padded = 2 ** math.ceil(math.log2(samples + size))  # what wraps around falls into the padding
+    weights = loudness_weighting(sample_rate, padded).to(predicted.device)
 
     def level(audio: Tensor) -> Tensor:
-        power = torch.nn.functional.avg_pool1d(audio.square()[:, None], size, size // 2)[:, 0]
+        heard = torch.fft.irfft(torch.fft.rfft(audio, padded) * weights, padded)[:, :samples]
+        power = torch.nn.functional.avg_pool1d(heard.square()[:, None], size, size // 2)[:, 0]
         return 0.5 * (power + 1e-8).log()
 
     return (level(predicted) - level(target)).abs().mean(dim=1)

@@ -149,9 +149,9 @@ def validation_batches(library: Library, recipe: Recipe) -> list[Batch]:
 
 
 def _quiet_worker(_: int) -> None:
-    # Ctrl-C goes to the whole process group: the main process decides, workers go when it does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C and a service manager's stop go to the whole process group: the main process decides, workers go with it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
