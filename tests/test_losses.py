@@ -23,6 +23,7 @@ from training.losses import (  # noqa: E402
     log_l1,
     mel_magnitude,
     mel_matrix,
+    pitch_loss,
     spectral_convergence,
     stft_magnitude,
 )
@@ -182,3 +183,34 @@ def test_any_weights_are_respected(weights: list[float]) -> None:
     assert set(result.terms) == {name for name, weight in chosen.items() if weight}
     expected = sum(chosen[name] * value.item() for name, value in result.terms.items())
     assert result.total.item() == pytest.approx(expected, rel=1e-5)
+
+
+def chord(*hertz: float, timbre: float = 1.0) -> Tensor:
+    """Sixteen partials of each pitch, falling off with their number to the power of ``timbre``."""
+    time = torch.arange(RATE) / RATE
+    number = torch.arange(1, 17)
+    tones = [torch.sin(2 * math.pi * f * number[:, None] * time) * number[:, None] ** -timbre for f in hertz]
+    return 0.05 * torch.stack(tones).sum(dim=(0, 1))[None]
+
+
+@settings(max_examples=8, deadline=None)
+@given(hertz=st.floats(80.0, 900.0), timbre=st.floats(0.5, 3.0), level=st.floats(0.01, 4.0))
+def test_another_timbre_keeps_the_pitch_and_another_pitch_does_not(hertz: float, timbre: float, level: float) -> None:
+    heard = chord(hertz)
+    kept = pitch_loss(level * chord(hertz, timbre=timbre), heard, RATE).item()
+    assert kept < 0.03
+    for ratio in (1.5, 1 / 1.5, 2.0):  # a fifth above, a fifth below, an octave
+        assert pitch_loss(chord(hertz * ratio, timbre=timbre), heard, RATE).item() > kept + 0.08, ratio
+
+
+def test_what_has_no_pitch_asks_for_none() -> None:
+    noise = 0.1 * torch.randn(1, RATE, generator=torch.Generator().manual_seed(0))
+    assert pitch_loss(chord(200.0), noise, RATE).item() < 0.02
+    assert pitch_loss(chord(200.0), torch.zeros(1, RATE), RATE).item() == 0.0
+
+
+def test_losing_the_pitch_has_a_gradient_that_is_finite_in_silence_too() -> None:
+    for made in (0.01 * torch.randn(1, RATE, generator=torch.Generator().manual_seed(0)), torch.zeros(1, RATE)):
+        made.requires_grad_()
+        pitch_loss(made, chord(200.0), RATE).sum().backward()
+        assert made.grad is not None and torch.isfinite(made.grad).all()

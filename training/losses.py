@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from training.recipe import LEVEL_SECONDS, LossConfig
 
 MAGNITUDE_FLOOR = 1e-5  # -94 dB below a full-scale sine
+LOWEST_PITCH_HZ, HIGHEST_PITCH_HZ = 65.0, 2000.0
+UNCLEAR = 0.3  # a period whose difference is above this is none
 CONVERGENCE_FLOOR = 1e-4  # root mean square over all bins; a full-scale sine has about 0.03
 
 
@@ -84,6 +86,54 @@ def level_l1(predicted: Tensor, target: Tensor, sample_rate: int) -> Tensor:
         return 0.5 * (power + 1e-8).log()
 
     return (level(predicted) - level(target)).abs().mean(dim=1)
+
+
+def period_differences(audio: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
+    """How unlike itself a sound is one lag later: audio [batch, samples] -> [batch, frames, lags] and power [..., 1].
+
+    The cumulative mean normalised difference of de Cheveigné and Kawahara, "YIN", 2002, eq. 8, from the
+    autocorrelation of windowed frames over that of the window (Boersma, "Accurate short-term analysis", 1993, eq. 9),
+    behind a low-pass at 1.5 kHz. Lag i + 1 is at place i; about 1 where there is no period, near 0 at one.
+    """
+    size = 2 ** round(math.log2(0.04 * sample_rate))
+    window = torch.hann_window(size, device=audio.device)
+    longest = round(sample_rate / LOWEST_PITCH_HZ)
+    hertz = torch.fft.rfftfreq(2 * size, 1.0 / sample_rate, device=audio.device)
+    dull = 1.0 / (1.0 + (hertz / 1500.0) ** 4)
+    spectra = torch.fft.rfft(audio.unfold(1, size, size // 2) * window, 2 * size)
+    power = (spectra.real.square() + spectra.imag.square()) * dull
+    alike = torch.fft.irfft(power)[..., : longest + 1]
+    loudness = alike[..., :1].clamp_min(1e-8)
+    shape = torch.fft.irfft(torch.fft.rfft(window, 2 * size).abs().square())[: longest + 1]
+    difference = (1.0 - alike[..., 1:] / loudness / (shape[1:] / shape[0])).clamp_min(0.0)
+    lags = torch.arange(1, longest + 1, device=audio.device)
+    return difference * lags / difference.cumsum(dim=-1).clamp_min(1e-4), alike[..., :1] / size
+
+
+def pitch_loss(predicted: Tensor, heard: Tensor, sample_rate: int) -> Tensor:
+    """How far the pitch of what is heard is from being the pitch of what is made: audio [batch, samples] -> [batch].
+
+    Where what is heard has a clear period, what is made should have it as clearly, and no shorter one.
+    """
+    shortest = round(sample_rate / HIGHEST_PITCH_HZ) - 1
+    with torch.no_grad():
+        theirs, power = period_differences(heard, sample_rate)
+        theirs = theirs[..., shortest:]
+        lags = torch.arange(theirs.shape[-1], device=heard.device)
+        # The first place that is nearly as low as the lowest, then the bottom of that dip.
+        near = (theirs <= theirs.amin(dim=-1, keepdim=True) + 0.05).to(torch.uint8).argmax(dim=-1, keepdim=True)
+        dip = (lags >= near) & (lags <= 1.1 * (near + shortest) - shortest)
+        period = torch.where(dip, theirs, 2.0).argmin(dim=-1, keepdim=True)
+        clear = theirs.gather(-1, period)
+        sounding = power > power.amax(dim=1, keepdim=True).clamp_min(1e-7) * 1e-3
+        weight = (1.0 - clear / UNCLEAR).clamp_min(0.0) * sounding
+        shorter = lags < 0.85 * (period + shortest) - shortest
+    ours = period_differences(predicted, sample_rate)[0][..., shortest:]
+    at = ours.gather(-1, period)
+    lost = (at - clear.clamp_min(0.1)).clamp_min(0.0)
+    rival = torch.where(shorter, ours, 2.0).amin(dim=-1, keepdim=True)
+    wrong = (at + 0.1 - rival).clamp_min(0.0)
+    return ((lost + wrong) * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp_min(1.0)
 
 
 @lru_cache

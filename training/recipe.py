@@ -186,6 +186,7 @@ class LossConfig:
     log_magnitude: float = 0.5
     log_mel: float = 1.0
     level: float = 0.2
+    pitch: float = 0.0  # of the input's pitch, kept in every row
     steadiness: float = 0.0  # of the generator's gains while a tone stands still: what moves there, buzzes
 
     def __post_init__(self) -> None:
@@ -203,7 +204,7 @@ class LossConfig:
                 f"loss.fft_sizes_per_step: must lie between 0 and {len(self.fft_sizes)}, got {self.fft_sizes_per_step}"
             )
         weights = ("spectral_convergence", "log_magnitude", "log_mel", "level")
-        _at_least(self, "loss.", 0, *weights, "steadiness")
+        _at_least(self, "loss.", 0, *weights, "pitch", "steadiness")
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"loss.{', loss.'.join(weights)}: all are zero; give one of them a weight")
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from training.augment import Pair, make_pair, make_true_pair, steady_tones
 from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, CheckpointError
-from training.losses import LossTerms, SpectralLoss, level_l1
+from training.losses import LossTerms, SpectralLoss, level_l1, pitch_loss
 from training.models.classifier import StyleClassifier, hit_rate, style_loss
 from training.models.critic import Critic, Verdict, critic_loss, deception_loss, feature_loss
 from training.models.encoder import StyleEncoder
@@ -173,6 +173,10 @@ class RestoreObjective(LightningModule):
         result = self.judge(answer[~crossed], pair.target[~crossed], self._fft_sizes(random))
         kept = level_l1(answer.float(), heard[:, : answer.shape[1]], self.recipe.spectral.sample_rate)
         total = (result.total.sum() + (kept * crossed).sum()) / len(style) + anchor
+        if self.recipe.loss.pitch:
+            drift = pitch_loss(answer.float(), heard[:, : answer.shape[1]], self.recipe.spectral.sample_rate).mean()
+            total = total + self.recipe.loss.pitch * drift
+            self.log("train/pitch", drift, batch_size=len(style))
         if self.recipe.loss.steadiness:
             unsteady = self.unsteadiness(vectors[:TONE_ROWS], batch.seed)
             total = total + self.recipe.loss.steadiness * unsteady
