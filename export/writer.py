@@ -33,7 +33,7 @@ from realtime.bundle import (
 )
 from realtime.controls import PARAMETERS
 from realtime.files import NewFile
-from realtime.loudness import at_common_loudness, loudness_lufs
+from realtime.loudness import at_common_loudness, loudness_lufs, reference_playings
 from realtime.spectral import SpectralSpec
 from training.checkpoint import TrainedModel
 from training.models.encoder import CLIP_SAMPLES
@@ -85,7 +85,7 @@ def write_model(
     """
     playing = at_common_loudness(demo_playing(spec.sample_rate), spec.sample_rate)
     vectors = [style.vector for style in styles]
-    loudness = measure_loudness(model, playing, vectors, spec)
+    loudness = measure_loudness(model, reference_playings(spec.sample_rate), vectors, spec)
     start = int(np.argmax(np.abs(playing) > 0.05)) // spec.hop_samples * spec.hop_samples
     golden_in = playing[start : start + GOLDEN_HOPS * spec.hop_samples]
     vector = torch.from_numpy(vectors[0])[None]
@@ -132,15 +132,20 @@ def write_model(
 
 
 def measure_loudness(
-    model: nn.Module, playing: NDArray[np.float32], vectors: Sequence[NDArray[np.float32]], spec: SpectralSpec
+    model: nn.Module,
+    playings: Sequence[NDArray[np.float32]],
+    vectors: Sequence[NDArray[np.float32]],
+    spec: SpectralSpec,
 ) -> list[float]:
-    """Integrated loudness (EBU R128, ITU-R BS.1770-4) of the same playing in every style, in LUFS."""
-    samples = len(playing) // spec.hop_samples * spec.hop_samples
+    """Integrated loudness (EBU R128, ITU-R BS.1770-4) of the same playings in every style, in LUFS, in the mean."""
+    rows = torch.from_numpy(np.stack(vectors))
     loudness = []
-    for vector in vectors:
-        out = run_torch(model, torch.from_numpy(playing[:samples])[None], torch.from_numpy(vector)[None, None], samples)
-        loudness.append(loudness_lufs(out[0].numpy(), spec.sample_rate))
-    return loudness
+    for playing in playings:
+        samples = len(playing) // spec.hop_samples * spec.hop_samples
+        audio = torch.from_numpy(playing[:samples]).expand(len(vectors), -1)
+        made = run_torch(model, audio, rows[None], samples).numpy()
+        loudness.append([loudness_lufs(out, spec.sample_rate) for out in made])
+    return np.mean(loudness, axis=0).tolist()
 
 
 def card_of(trained: TrainedModel, description: str) -> Card:

@@ -112,22 +112,21 @@ def hear_windows(bundle: Bundle, audio: NDArray[np.float32]) -> tuple[NDArray[np
 
 
 def measure_loudness_lufs(bundle: Bundle, vector: NDArray[np.float32]) -> float:
-    """Integrated loudness (EBU R128) of the bundled clip at the common level, played in this style."""
-    from realtime.audio import demo_playing
-    from realtime.loudness import at_common_loudness, loudness_lufs
+    """Integrated loudness (EBU R128) of the reference playings in this style, in the mean."""
+    from realtime.loudness import loudness_lufs, reference_playings
     from realtime.stream import Stream
 
     rate = bundle.manifest.spectral.sample_rate
-    hops = 16
-    stream = Stream(bundle, 1, hops)
+    playings = reference_playings(rate)
+    stream = Stream(bundle, len(playings), 16)
     stream.warm_up()
     stream.style[:] = vector
-    playing = at_common_loudness(demo_playing(rate), rate)
-    out = np.zeros(len(playing) // stream.step_samples * stream.step_samples, np.float32)
-    for start in range(0, len(out), stream.step_samples):
-        stream.audio[0] = playing[start : start + stream.step_samples]
-        out[start : start + stream.step_samples] = stream.step()[0]
-    return loudness_lufs(out, rate)
+    audio = np.stack([playing[: min(map(len, playings))] for playing in playings])
+    out = np.zeros((len(audio), audio.shape[1] // stream.step_samples * stream.step_samples), np.float32)
+    for start in range(0, out.shape[1], stream.step_samples):
+        stream.audio[:] = audio[:, start : start + stream.step_samples]
+        out[:, start : start + stream.step_samples] = stream.step()
+    return float(np.mean([loudness_lufs(made, rate) for made in out]))
 
 
 def learn(bundle: Bundle, clip: Path, name: str, program: int | None = None) -> LearnedStyle:

@@ -12,21 +12,24 @@ from torch import Tensor, nn
 
 from training.models.spectrogram import RelativeMelPower
 
-RESOLUTIONS = ((1024, 64), (4096, 112))  # FFT size, mel bands
+RESOLUTIONS = ((1024, 64), (4096, 112), (2048, 80))  # FFT size, mel bands
 CHANNELS = (24, 48, 64, 80)
 NORM_GROUPS = 8
-EQUALISER_DB, EQUALISER_KNOTS = 6.0, 8  # gains up to so much at so many places, evenly over the bands
+EQUALISER_DB, EQUALISER_KNOTS = 9.0, 8  # gains up to so much at so many places, evenly over the bands
 FLOOR_DB = (-75.0, -30.0)  # hiss, against the loudest place
 RANGE_DB = 60.0  # what lies further below the loudest place is not heard
+HIDDEN_SHARE = 0.2  # of the bands in one stretch, and of the frames in another, at most
+DROPOUT = 0.2
 LABEL_SMOOTHING = 0.05
 
 
 def coloured(power: Tensor, random: torch.Generator) -> Tensor:
     """Mel power [batch, bands, frames] through a random equaliser, on random hiss -> [batch, 1, bands, frames].
 
-    The result is in RANGE_DB below the loudest place: 1 there, -1 at the lowest that is heard.
+    The result is in RANGE_DB below the loudest place: 1 there, -1 at the lowest that is heard. A stretch of bands and
+    one of frames are silenced, so that every part of a sound has to tell its style (Park et al., "SpecAugment", 2019).
     """
-    batch, bands = power.shape[:2]
+    batch, bands, frames = power.shape
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(*shape, generator=random, device=power.device)
@@ -41,7 +44,15 @@ def coloured(power: Tensor, random: torch.Generator) -> Tensor:
     power = power + loudest * 10.0 ** (uniform(*FLOOR_DB, batch, 1, 1) / 10.0) * grain
     decibels = 10.0 * torch.log10(power.clamp_min(1e-12))
     relative = decibels - decibels.amax(dim=(1, 2), keepdim=True)
-    return (1.0 + 2.0 * relative / RANGE_DB).clamp_min(-1.0)[:, None]
+    seen = (1.0 + 2.0 * relative / RANGE_DB).clamp_min(-1.0)
+
+    def hidden(count: int) -> Tensor:
+        width = uniform(0.0, HIDDEN_SHARE * count, batch, 1)
+        start = uniform(0.0, 1.0, batch, 1) * (count - width)
+        place = torch.arange(count, device=power.device)
+        return (place >= start) & (place < start + width)
+
+    return seen.masked_fill(hidden(bands)[:, :, None] | hidden(frames)[:, None], -1.0)[:, None]
 
 
 class SpectrogramClassifier(nn.Module):
@@ -60,12 +71,13 @@ class SpectrogramClassifier(nn.Module):
             ]
             channels, height = width, (height + 1) // 2
         self.convolutions = nn.Sequential(*layers)
+        self.drop = nn.Dropout(DROPOUT)
         self.score = nn.Linear(2 * channels * height, styles)
 
     def forward(self, audio: Tensor, random: torch.Generator) -> Tensor:
         """audio [batch, samples] -> scores [batch, styles]; its colours are drawn from ``random``."""
         x = self.convolutions(coloured(self.power(audio), random)).flatten(1, 2)  # [batch, features, places]
-        return self.score(torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1))
+        return self.score(self.drop(torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)))
 
 
 class StyleClassifier(nn.Module):

@@ -37,6 +37,8 @@ MAX_SKIPPED_STEPS = 20
 TONE_ROWS, TONE_SECONDS = 4, 0.4
 AUDIBLE_RMS = 1e-4  # quieter rows tell a critic nothing
 JUDGES = ("critic.", "classifier.")
+AS_IS_SHARE = 0.5  # of crossed rows: on stage nothing is disguised
+TOGETHER_SHARE = 0.3  # of those
 OPTIONAL_PARTS = ("encoder.", "average_encoder.", *JUDGES)  # a recipe may bring them into a run or leave them out
 
 
@@ -166,9 +168,7 @@ class RestoreObjective(LightningModule):
         random = torch.Generator().manual_seed(batch.seed + 1)
         style, crossed = self._crossed(batch.style, random)
         vectors, anchor = self._style_vectors(batch.raw, style, crossed, random)
-        # On stage a recording as it is comes in, so every other row on its way to another style hears one.
-        as_is = crossed & (torch.rand(style.shape, generator=random) < 0.5).to(style.device)
-        heard = torch.where(as_is[:, None], pair.target, pair.input)
+        heard = self._heard_on_stage(pair, crossed, random)
         answer = self.restore(heard, vectors)
         result = self.judge(answer[~crossed], pair.target[~crossed], self._fft_sizes(random))
         kept = level_l1(answer.float(), heard[:, : answer.shape[1]], self.recipe.spectral.sample_rate)
@@ -191,6 +191,14 @@ class RestoreObjective(LightningModule):
         self.log("train/loss", values.pop("loss"), prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=size)
         return total
+
+    def _heard_on_stage(self, pair: Pair, crossed: Tensor, random: torch.Generator) -> Tensor:
+        """What comes in [batch, samples]: of crossed rows half hear recordings as they are, of those some hear two."""
+        as_is, both = torch.rand(2, len(crossed), generator=random).to(crossed.device)
+        as_is = crossed & (as_is < AS_IS_SHARE)
+        both = as_is & (both < TOGETHER_SHARE)
+        together = 0.5 * (pair.target + pair.target.roll(1, dims=0))
+        return torch.where(both[:, None], together, torch.where(as_is[:, None], pair.target, pair.input))
 
     def unsteadiness(self, vectors: Tensor, seed: int) -> Tensor:
         """How far gains stray from their mean, in natural log units, while tones in these styles stand still."""
