@@ -120,17 +120,22 @@ def test_colours_keep_to_the_range_and_do_not_hear_loudness(seed: int, gain_db: 
         coloured(gain * power, torch.Generator().manual_seed(seed)) for gain in (1.0, 10.0 ** (gain_db / 10.0))
     )
     assert seen.shape == (2, 1, 40, 9)
-    assert float(seen.amax()) == 1.0 and float(seen.amin()) >= -1.0
+    assert float(seen.amax()) <= 1.0 and float(seen.amin()) >= -1.0
     assert torch.allclose(seen, again, atol=1e-3)
 
 
-def test_colours_differ_each_time_and_shrink_no_difference_of_instruments() -> None:
+def test_some_bands_and_frames_are_hidden_and_most_are_not() -> None:
+    seen = coloured(torch.ones(64, 40, 50), torch.Generator().manual_seed(0))[:, 0]
+    bands, frames = ((seen == -1.0).all(dim=dim).float().mean(dim=1) for dim in (2, 1))
+    for share in (bands, frames):
+        assert float(share.max()) <= 0.17 and float(share.min()) < 0.03 and 0.04 < float(share.mean()) < 0.11
+
+
+def test_colours_differ_each_time() -> None:
     random = torch.Generator().manual_seed(0)
-    power = RelativeMelPower(RATE, 1024, 64)
-    sax, vibraphone = power(note("alto_sax_a3", 0.8)), power(note("vibraphone_418hz", 0.8))
-    once, again, other = (coloured(sound, random) for sound in (sax, sax, vibraphone))
-    same, apart = (float((sound - once).abs().mean()) for sound in (again, other))
-    assert 0.01 < same < apart
+    sax = RelativeMelPower(RATE, 1024, 64)(note("alto_sax_a3", 0.8))
+    once, again = coloured(sax, random), coloured(sax, random)
+    assert float((again - once).abs().mean()) > 0.05
 
 
 def test_a_classifier_learns_from_real_sounds_which_is_which() -> None:

@@ -26,6 +26,7 @@ from typer.testing import CliRunner, Result  # noqa: E402
 
 from realtime.cli import app  # noqa: E402
 from tests.conftest import SAX_STYLE, tiny_recipe  # noqa: E402
+from training.augment import Pair  # noqa: E402
 from training.checkpoint import CheckpointError, load_for_export, read_checkpoint  # noqa: E402
 from training.library import ExcerptSampler, Library, load_library  # noqa: E402
 from training.models.classifier import style_loss  # noqa: E402
@@ -422,6 +423,18 @@ def test_crossed_rows_become_another_style(place: Path, monkeypatch: pytest.Monk
     assert not any(bool(module._crossed(style[:1], torch.Generator().manual_seed(n))[1]) for n in range(8))
     assert 0.45 < float(crossed.float().mean()) < 0.55
     assert torch.equal(wanted, torch.where(crossed, 1 - style, style))
+
+
+def test_on_their_way_to_another_style_rows_hear_recordings_as_they_are_alone_or_together(place: Path) -> None:
+    module = RestoreObjective(edited(place), {})
+    target = torch.arange(1.0, 1001.0)[:, None].expand(-1, 4)
+    crossed = torch.arange(1000) % 4 > 0
+    heard = module._heard_on_stage(Pair(-target, target), crossed, torch.Generator().manual_seed(0))
+    together = (heard == 0.5 * (target + target.roll(1, dims=0))).all(dim=1)
+    as_is, hidden = (heard == target).all(dim=1), (heard == -target).all(dim=1)
+    assert (together | as_is | hidden).all() and hidden[~crossed].all()
+    shares = [float(kind[crossed].float().mean()) for kind in (hidden, as_is, together)]
+    assert shares == pytest.approx([0.5, 0.35, 0.15], abs=0.04)
 
 
 def test_a_recipe_that_no_longer_fits_is_refused_and_fresh_sets_the_old_run_aside(place: Path) -> None:

@@ -15,10 +15,10 @@ from training.models.spectrogram import RelativeMelPower
 RESOLUTIONS = ((1024, 64), (4096, 112), (2048, 80))  # FFT size, mel bands
 CHANNELS = (24, 48, 64, 80)
 NORM_GROUPS = 8
-EQUALISER_DB, EQUALISER_KNOTS = 9.0, 8  # gains up to so much at so many places, evenly over the bands
+EQUALISER_DB, EQUALISER_KNOTS = 6.0, 8  # gains up to so much at so many places, evenly over the bands
 FLOOR_DB = (-75.0, -30.0)  # hiss, against the loudest place
 RANGE_DB = 60.0  # what lies further below the loudest place is not heard
-HIDDEN_SHARE = 0.2  # of the bands in one stretch, and of the frames in another, at most
+HIDDEN_SHARE = 0.15  # of the bands in one stretch, and of the frames in another, at most
 DROPOUT = 0.2
 LABEL_SMOOTHING = 0.05
 
