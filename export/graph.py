@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -46,10 +48,23 @@ class _Flat(nn.Module):
         return (out, *(t for _, t in state_tensors(state)))
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what torch's exporter says about itself: packages that it would know too, and how it will change."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)
+
+
 def build_encoder_graph(encoder: nn.Module, clip_samples: int) -> onnx.ModelProto:
     """Trace a style encoder: ``audio [clips, clip_samples]`` -> ``vector [clips, style_dim]``."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with _quietly(), torch.no_grad():
         program = torch.onnx.export(
             encoder.eval(),
             (torch.zeros(3, clip_samples),),
@@ -84,8 +99,7 @@ def build_graph(model: nn.Module, style_dim: int, hop_samples: int) -> onnx.Mode
     batch = torch.export.Dim("channels", min=1, max=4096)
     count = torch.export.Dim("n", min=1, max=65536)
     shapes = ({0: batch, 1: hop_samples * count}, {0: batch}, tuple({0: batch} for _ in names))
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with _quietly(), torch.no_grad():
         program = torch.onnx.export(
             _Flat(model),
             arguments,
