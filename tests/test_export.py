@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyloudnorm
@@ -23,7 +24,7 @@ from realtime.controls import TARGET_LOUDNESS_LUFS  # noqa: E402
 from realtime.loudness import reference_playings  # noqa: E402
 from realtime.spectral import SpectralSpec  # noqa: E402
 from realtime.stream import Stream  # noqa: E402
-from training.models.generator import Generator, GeneratorConfig  # noqa: E402
+from training.models.generator import Generator, GeneratorConfig, make_generator  # noqa: E402
 
 SPEC = SpectralSpec()
 CONFIG = GeneratorConfig(style_dim=4, band_count=12, hidden=16)
@@ -116,6 +117,26 @@ def test_onnxruntime_is_torch(exported: Exported, channels: int, hops_per_step: 
         stream.audio[:] = audio[:, i * size : (i + 1) * size]
         stream.style[:] = style[i]
         np.testing.assert_allclose(stream.step(), expected[:, i * size : (i + 1) * size], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"signals": ("input",), "body": "convolutional"},
+        {"signals": ("pulses", "noise")},
+        {"answer": "spectrum"},
+        {"answer": "spectrum", "body": "convolutional"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_generator_is_exported_and_nothing_is_said(
+    kind: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    made = make_generator(SPEC, replace(CONFIG, **kind)).eval()
+    result = write_model(made, SPEC, styles(), CARD, tmp_path / "tiny.onnx", "tiny", verify_hops=300)
+    assert result.largest_difference < TOLERANCE
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_golden_vector_is_what_torch_computes(exported: Exported) -> None:
