@@ -71,13 +71,14 @@ class SpectrogramClassifier(nn.Module):
             ]
             channels, height = width, (height + 1) // 2
         self.convolutions = nn.Sequential(*layers)
-        self.drop = nn.Dropout(DROPOUT)
         self.score = nn.Linear(2 * channels * height, styles)
 
     def forward(self, audio: Tensor, random: torch.Generator) -> Tensor:
-        """audio [batch, samples] -> scores [batch, styles]; its colours are drawn from ``random``."""
+        """audio [batch, samples] -> scores [batch, styles]; colours and what is dropped are drawn from ``random``."""
         x = self.convolutions(coloured(self.power(audio), random)).flatten(1, 2)  # [batch, features, places]
-        return self.score(self.drop(torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)))
+        x = torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
+        kept = torch.rand(x.shape, generator=random, device=x.device) >= DROPOUT
+        return self.score(x * kept / (1.0 - DROPOUT))
 
 
 class StyleClassifier(nn.Module):
