@@ -116,11 +116,6 @@ class RealDft(nn.Module):
         self.conjugate_at = np.where(bins > n // 2, -1.0, 1.0)
         self.share_at = 1.0 / np.bincount(self.bin_at)[self.bin_at]  # one half where a bin is there twice
 
-    @property
-    def bin_count(self) -> int:
-        """Of spectra as they are outside of an exported graph."""
-        return self.size // 2 + 1
-
     def product_order(self, spectra: NDArray[np.complex128]) -> NDArray[np.float64]:
         """Spectra [..., bins] -> [..., re|im, (k1, k2)]."""
         taken = spectra[..., self.bin_at]

@@ -171,10 +171,11 @@ class RestoreObjective(LightningModule):
         heard = self._heard_on_stage(pair, crossed, random)
         answer = self.restore(heard, vectors)
         result = self.judge(answer[~crossed], pair.target[~crossed], self._fft_sizes(random))
-        kept = level_l1(answer.float(), heard[:, : answer.shape[1]], self.recipe.spectral.sample_rate)
+        made, played, rate = answer.float(), heard[:, : answer.shape[1]], self.recipe.spectral.sample_rate
+        kept = level_l1(made, played, rate)
         total = (result.total.sum() + (kept * crossed).sum()) / len(style) + anchor
         if self.recipe.loss.pitch:
-            drift = pitch_loss(answer.float(), heard[:, : answer.shape[1]], self.recipe.spectral.sample_rate).mean()
+            drift = pitch_loss(made, played, rate).mean()
             total = total + self.recipe.loss.pitch * drift
             self.log("train/pitch", drift, batch_size=len(style))
         if self.recipe.loss.steadiness:
@@ -183,7 +184,7 @@ class RestoreObjective(LightningModule):
             self.log("train/unsteadiness", unsteady, batch_size=TONE_ROWS)
         values = {"loss": result.total.mean()} | {name: value.mean() for name, value in result.terms.items()}
         if self.criticising:
-            total, said = self._criticise(total, answer.float(), pair.target, batch.style, style, crossed, batch.seed)
+            total, said = self._criticise(total, made, pair.target, batch.style, style, crossed, batch.seed)
             values |= said
         elif self.trainer.world_size > 1:
             total = total + self._untouched()
