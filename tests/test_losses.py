@@ -23,6 +23,7 @@ from training.losses import (  # noqa: E402
     log_l1,
     mel_magnitude,
     mel_matrix,
+    onset_loss,
     pitch_loss,
     spectral_convergence,
     stft_magnitude,
@@ -214,3 +215,32 @@ def test_losing_the_pitch_has_a_gradient_that_is_finite_in_silence_too() -> None
         made.requires_grad_()
         pitch_loss(made, chord(200.0), RATE).sum().backward()
         assert made.grad is not None and torch.isfinite(made.grad).all()
+
+
+def plucks(*starts_s: float, hertz: float = 330.0, fall_s: float = 0.1) -> Tensor:
+    """Notes that begin at once and die away, a second in all."""
+    time = torch.arange(RATE)[:, None] / RATE - torch.tensor(starts_s)
+    return (chord(hertz)[0, :, None] * torch.exp(-time / fall_s) * (time >= 0)).sum(dim=1)[None]
+
+
+@settings(max_examples=4, deadline=None)
+@given(hertz=st.floats(150.0, 900.0), level=st.floats(0.05, 4.0), fall_s=st.floats(0.05, 0.3))
+def test_notes_that_begin_together_keep_the_onsets_and_others_do_not(hertz: float, level: float, fall_s: float) -> None:
+    heard = plucks(0.1, 0.35, 0.5, 0.8)
+    assert onset_loss(heard, heard, RATE).item() == pytest.approx(0.0, abs=1e-5)
+    kept = onset_loss(level * plucks(0.105, 0.355, 0.505, 0.805, hertz=hertz, fall_s=fall_s), heard, RATE).item()
+    moved = onset_loss(level * plucks(0.2, 0.45, 0.6, 0.9, hertz=hertz, fall_s=fall_s), heard, RATE).item()
+    assert kept < 0.4 < moved
+    assert onset_loss(plucks(0.1, 0.8, hertz=hertz), heard, RATE).item() > 0.1  # two of four are missing
+
+
+def test_where_nothing_begins_no_onset_is_asked_for() -> None:
+    noise = 0.1 * torch.randn(1, RATE, generator=torch.Generator().manual_seed(0))
+    for heard in (noise, chord(220.0)[:, 4800:-4800], torch.zeros(1, RATE)):
+        made = plucks(0.3)[:, : heard.shape[1]].requires_grad_()
+        loss = onset_loss(made, heard, RATE)
+        assert loss.item() == 0.0
+        loss.sum().backward()
+    silent = torch.zeros(1, RATE, requires_grad=True)
+    onset_loss(silent, plucks(0.3), RATE).sum().backward()
+    assert silent.grad is not None and torch.isfinite(silent.grad).all()

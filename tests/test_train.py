@@ -419,10 +419,33 @@ def test_crossed_rows_become_another_style(place: Path, monkeypatch: pytest.Monk
     style = torch.tensor([0, 1] * 500)
     assert not module._crossed(style, torch.Generator().manual_seed(0))[1].any()
     monkeypatch.setattr(RestoreObjective, "global_step", 4)
-    wanted, crossed = module._crossed(style, torch.Generator().manual_seed(0))
+    wanted, crossed, told_by = module._crossed(style, torch.Generator().manual_seed(0))
     assert not any(bool(module._crossed(style[:1], torch.Generator().manual_seed(n))[1]) for n in range(8))
     assert 0.45 < float(crossed.float().mean()) < 0.55
     assert torch.equal(wanted, torch.where(crossed, 1 - style, style))
+    assert (told_by == -1).all()  # without an encoder nothing is heard
+
+
+def test_what_a_crossed_row_becomes_is_looked_up_or_heard_from_a_row_of_that_style(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = "[adversary]\nweight = 0.3\ncross_share = 0.5\n[encoder]\nshare = 0.5\n[optimiser]"
+    module = RestoreObjective(edited(place, ("[optimiser]", sections)), {})
+    style = torch.tensor([0, 1] * 500)
+    wanted, crossed, told_by = module._crossed(style, torch.Generator().manual_seed(0))
+    told, rows = told_by >= 0, torch.arange(1000)
+    assert torch.equal(wanted, torch.where(crossed, 1 - style, style))
+    assert torch.equal(style[told_by[told]], wanted[told])
+    assert torch.equal(told_by[told & ~crossed], rows[told & ~crossed])
+    # Half of the rows asked are of the very style of the row that asks: those look it up.
+    shares = [float(told[kind].float().mean()) for kind in (~crossed, crossed)]
+    assert shares == pytest.approx([0.5, 0.25], abs=0.06)
+
+    module.encoder = torch.nn.Identity()
+    raw = torch.arange(1000.0)[:, None].expand(-1, module.recipe.model.style_dim)
+    vectors, _ = module._style_vectors(raw, style, wanted, told_by)
+    assert torch.equal(vectors[told], raw[told_by[told]])
+    assert torch.equal(vectors[~told], module.styles(wanted)[~told])
 
 
 def test_on_their_way_to_another_style_rows_hear_recordings_as_they_are_alone_or_together(place: Path) -> None:

@@ -19,6 +19,8 @@ from training.recipe import LEVEL_SECONDS, LossConfig
 MAGNITUDE_FLOOR = 1e-5  # -94 dB below a full-scale sine
 LOWEST_PITCH_HZ, HIGHEST_PITCH_HZ = 65.0, 2000.0
 UNCLEAR = 0.3  # a period whose difference is above this is none
+ONSET_SECONDS, ONSET_BANDS = 0.02, 40
+LEAST_ONSET = 0.1  # dB squared: steady sound and noise have less
 CONVERGENCE_FLOOR = 1e-4  # root mean square over all bins; a full-scale sine has about 0.03
 
 
@@ -134,6 +136,32 @@ def pitch_loss(predicted: Tensor, heard: Tensor, sample_rate: int) -> Tensor:
     rival = torch.where(shorter, ours, 2.0).amin(dim=-1, keepdim=True)
     wrong = (at + 0.1 - rival).clamp_min(0.0)
     return ((lost + wrong) * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp_min(1.0)
+
+
+def onset_loss(predicted: Tensor, heard: Tensor, sample_rate: int) -> Tensor:
+    """One minus the correlation of onset strengths over time: audio [batch, samples] -> [batch]; 0 where none begins.
+
+    Onset strength: the mean rise of mel bands in dB over about 10 ms (Böck and Widmer, "Maximum filter vibrato
+    suppression for onset detection", 2013, eq. 3, without the filter), over the last 50 dB of the excerpt.
+    """
+    size = 2 ** round(math.log2(ONSET_SECONDS * sample_rate))
+    window, matrix = torch.hann_window(size, device=heard.device), mel_matrix(sample_rate, size, ONSET_BANDS)
+    matrix = matrix.to(heard.device)
+
+    def strength(audio: Tensor) -> Tensor:
+        spectrum = torch.stft(audio, size, size // 4, window=window, pad_mode="constant", return_complex=True)
+        mel = torch.matmul(matrix, spectrum.real.square() + spectrum.imag.square())
+        floor = 1e-5 * mel.detach().mean(dim=(1, 2), keepdim=True).clamp_min(1e-9)
+        decibels = 10.0 * (mel + floor).log10()
+        rise = (decibels[..., 2:] - decibels[..., :-2]).clamp_min(0.0).mean(dim=1, keepdim=True)
+        near = torch.nn.functional.avg_pool1d(rise, 3, 1, 1)[:, 0]  # a bow may answer a pluck some milliseconds late
+        return near - near.mean(dim=1, keepdim=True)
+
+    ours, theirs = strength(predicted), strength(heard).detach()
+    alike = (ours * theirs).mean(dim=1)
+    powers = [side.square().mean(dim=1) for side in (ours, theirs)]
+    correlation = alike / (powers[0].clamp_min(1e-2) * powers[1].clamp_min(1e-2)).sqrt()
+    return (1.0 - correlation) * (powers[1] > LEAST_ONSET)
 
 
 @lru_cache

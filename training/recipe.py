@@ -187,6 +187,7 @@ class LossConfig:
     log_mel: float = 1.0
     level: float = 0.2
     pitch: float = 0.0  # of the input's pitch, kept in every row
+    onsets: float = 0.0  # of what begins in the input beginning in the output, in every row
     steadiness: float = 0.0  # of the generator's gains while a tone stands still: what moves there, buzzes
 
     def __post_init__(self) -> None:
@@ -204,7 +205,7 @@ class LossConfig:
                 f"loss.fft_sizes_per_step: must lie between 0 and {len(self.fft_sizes)}, got {self.fft_sizes_per_step}"
             )
         weights = ("spectral_convergence", "log_magnitude", "log_mel", "level")
-        _at_least(self, "loss.", 0, *weights, "pitch", "steadiness")
+        _at_least(self, "loss.", 0, *weights, "pitch", "onsets", "steadiness")
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"loss.{', loss.'.join(weights)}: all are zero; give one of them a weight")
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from training.augment import Pair, make_pair, make_true_pair, steady_tones
 from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, CheckpointError
-from training.losses import LossTerms, SpectralLoss, level_l1, pitch_loss
+from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
 from training.models.classifier import StyleClassifier, hit_rate, style_loss
 from training.models.critic import Critic, Verdict, critic_loss, deception_loss, feature_loss
 from training.models.encoder import StyleEncoder
@@ -166,8 +166,8 @@ class RestoreObjective(LightningModule):
         del batch_idx
         pair = self.pair(batch)
         random = torch.Generator().manual_seed(batch.seed + 1)
-        style, crossed = self._crossed(batch.style, random)
-        vectors, anchor = self._style_vectors(batch.raw, style, crossed, random)
+        style, crossed, told_by = self._crossed(batch.style, random)
+        vectors, anchor = self._style_vectors(batch.raw, batch.style, style, told_by)
         heard = self._heard_on_stage(pair, crossed, random)
         answer = self.restore(heard, vectors)
         result = self.judge(answer[~crossed], pair.target[~crossed], self._fft_sizes(random))
@@ -178,6 +178,10 @@ class RestoreObjective(LightningModule):
             drift = pitch_loss(made, played, rate).mean()
             total = total + self.recipe.loss.pitch * drift
             self.log("train/pitch", drift, batch_size=len(style))
+        if self.recipe.loss.onsets:
+            blurred = onset_loss(made, played, rate).mean()
+            total = total + self.recipe.loss.onsets * blurred
+            self.log("train/onsets", blurred, batch_size=len(style))
         if self.recipe.loss.steadiness:
             unsteady = self.unsteadiness(vectors[:TONE_ROWS], batch.seed)
             total = total + self.recipe.loss.steadiness * unsteady
@@ -228,29 +232,39 @@ class RestoreObjective(LightningModule):
         idle = [module for name, module in self.named_children() if f"{name}." in JUDGES]
         return torch.stack([0.0 * p.sum() for module in idle for p in module.parameters()] or [torch.zeros(())]).sum()
 
-    def _crossed(self, style: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Which style each row is to become, and which rows that makes crossed: another style than the recording's."""
-        if not self.criticising:
-            return style, torch.zeros_like(style, dtype=torch.bool)
-        styles = len(self.recipe.style)
-        other = (style.cpu() + torch.randint(1, styles, style.shape, generator=random)) % styles
-        crossed = torch.rand(style.shape, generator=random) < self.recipe.adversary.cross_share
-        crossed[0] = False  # so that the losses of what is restored have a row in every step
-        crossed, other = crossed.to(style.device), other.to(style.device)
-        return torch.where(crossed, other, style), crossed
+    def _crossed(self, style: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Which style each row is to become; which rows that makes crossed; and whose recording tells it: all [batch].
 
-    def _style_vectors(
-        self, raw: Tensor, style: Tensor, crossed: Tensor, random: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Vectors [batch, style_dim], some heard from the recordings, and the loss that keeps those near the table."""
+        A crossed row becomes another style than its recording's. The encoder hears the style from the row of
+        that number, which is another row where the style is; -1: the table knows it.
+        """
+        rows, share = torch.arange(len(style)), self.recipe.encoder.share
+        told = torch.rand(style.shape, generator=random) < share
+        own, crossed = style.cpu(), torch.zeros(style.shape, dtype=torch.bool)
+        wanted, told_by = own, torch.where(told, rows, -1)
+        if self.criticising:
+            crossed = torch.rand(style.shape, generator=random) < self.recipe.adversary.cross_share
+            crossed[0] = False  # so that the losses of what is restored have a row in every step
+            styles = len(self.recipe.style)
+            other = (own + torch.randint(1, styles, style.shape, generator=random)) % styles
+            donor = torch.randint(len(rows), style.shape, generator=random)
+            told &= own[donor] != own
+            wanted = torch.where(crossed, torch.where(told, own[donor], other), own)
+            told_by = torch.where(crossed, torch.where(told, donor, -1), told_by)
+        return wanted.to(style.device), crossed.to(style.device), told_by.to(style.device)
+
+    def _style_vectors(self, raw: Tensor, own: Tensor, style: Tensor, told_by: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors [batch, style_dim] of ``style``, some heard, and the loss that keeps what is heard near the table.
+
+        ``own`` [batch]: the styles of the recordings ``raw``.
+        """
         known = self.styles(style)
         if not self.recipe.encoder.share:
             return known, known.new_zeros(())
         heard = self.encoder(raw)
-        chosen = (torch.rand(style.shape, generator=random) < self.recipe.encoder.share).to(style.device) & ~crossed
-        distance = (heard - known.detach()).square().mean(dim=1)
-        anchor = self.recipe.encoder.anchor_weight * (distance * ~crossed).mean()
-        return torch.where(chosen[:, None], heard, known), anchor
+        distance = (heard - self.styles(own).detach()).square().mean()
+        vectors = torch.where((told_by >= 0)[:, None], heard[told_by.clamp_min(0)], known)
+        return vectors, self.recipe.encoder.anchor_weight * distance
 
     def _criticise(
         self,
