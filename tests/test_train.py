@@ -426,9 +426,7 @@ def test_crossed_rows_become_another_style(place: Path, monkeypatch: pytest.Monk
     assert (told_by == -1).all()  # without an encoder nothing is heard
 
 
-def test_what_a_crossed_row_becomes_is_looked_up_or_heard_from_a_row_of_that_style(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_crossed_row_becomes_is_looked_up_or_heard_from_a_row_of_that_style(place: Path) -> None:
     sections = "[adversary]\nweight = 0.3\ncross_share = 0.5\n[encoder]\nshare = 0.5\n[optimiser]"
     module = RestoreObjective(edited(place, ("[optimiser]", sections)), {})
     style = torch.tensor([0, 1] * 500)
