@@ -50,6 +50,10 @@ class BundleError(ValueError):
         super().__init__(f"{path}: {field_name}: {problem}" + (f" ({remedy})" if remedy else ""))
 
 
+class ProviderError(RuntimeError):
+    """A provider that was asked for and does not run; the text says why and what to do."""
+
+
 class StyleError(ValueError):
     """A style that is not in the model file; the text names the near matches."""
 

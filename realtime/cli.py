@@ -190,6 +190,17 @@ def live(
         Path | None, typer.Option(help="Perform a sound file at real-time pace instead of a device.")
     ] = None,
     loop: Annotated[bool, typer.Option(help="Play the clip round and round.")] = False,
+    inference: Annotated[
+        str,
+        typer.Option(
+            help="Where the graph runs: 'worker', a process that the audio callback waits for; 'deferred', one whose "
+            "answer it takes a hop later, for the smallest blocks; 'callback', in the callback itself."
+        ),
+    ] = "worker",
+    patience: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="MS", help="How long to wait for a hop before the dry signal takes its place."),
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time; default: at Ctrl-C.")] = None,
 ) -> None:
     """Perform: audio in, restyled audio out, MIDI in command. Ctrl-C ends.
@@ -223,6 +234,8 @@ def live(
             record=record,
             clip=clip,
             loop=loop,
+            inference=inference,
+            patience_ms=patience,
         )
         try:
             _perform(Performance(settings), console, seconds)
@@ -314,12 +327,11 @@ def render(
     from rich.progress import Progress
 
     from realtime.audio import AudioFileError
-    from realtime.bundle import BundleError, StyleError, read_bundle
+    from realtime.bundle import BundleError, ProviderError, StyleError, read_bundle
     from realtime.controls import Performer, select_mix
     from realtime.learned import LearnError, add_styles
     from realtime.midi import MidiError, MidiMap, read_midi_file
     from realtime.render import plan_files, render_file
-    from realtime.stream import ProviderError
 
     console = Console(stderr=True)
     done, failed = [], []
@@ -383,6 +395,57 @@ def render(
 
 
 @app.command()
+def replay(
+    show: Annotated[Path, typer.Argument(help="Folder that 'restyle live --record' left.")],
+    out: Annotated[Path | None, typer.Option(help="Write what is played to this WAV file.")] = None,
+    model: Annotated[Path | None, typer.Option(help="The show's model file, if it is no longer where it was.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A recorded show again, sample for sample: the same input, controls and faults through the same engine.
+
+    Exit code 0 when every sample is the recorded one, 1 otherwise.
+
+    Example: restyle replay take1 --out again.wav
+    """
+    from rich.progress import Progress
+
+    from realtime.audio import AudioFileError
+    from realtime.bundle import BundleError
+    from realtime.replay import ShowError, find_model, read_show
+    from realtime.replay import replay as play_again
+
+    try:
+        found = read_show(show)
+        bundle = find_model(found, model)
+        with Progress(console=Console(stderr=True), transient=True, disable=as_json) as progress:
+            task = progress.add_task(escape(show.name), total=found.frames)
+            result = play_again(found, bundle, out, lambda at, _: progress.update(task, completed=at))
+    except (ShowError, BundleError, AudioFileError) as error:
+        raise _fail("cannot replay", error) from None
+    if as_json:
+        print(json.dumps({**asdict(result), "whole": found.whole, "dropped_frames": found.dropped_frames}))
+    else:
+        rate = found.heading.sample_rate
+        print(
+            f"{result.frames / rate:.2f} s, {result.fault_hops} dry hops and {result.outages} outages as recorded"
+            + ("" if found.whole else "; the recording was cut off")
+        )
+        if result.equal == result.compared:
+            print(f"all {result.compared} samples are the recorded ones")
+        else:
+            print(
+                f"{result.compared - result.equal} of {result.compared} samples differ, the first at "
+                f"{(result.first_difference or 0) / rate:.3f} s, by {result.largest_difference:.2g} at most"
+            )
+        if found.dropped_frames:
+            print(f"the disk was too slow for {found.dropped_frames} frames, which are missing from the recording")
+        if out is not None:
+            print(f"left: {out}")
+    if result.equal != result.compared:
+        raise typer.Exit(1)
+
+
+@app.command()
 def bench(
     model: Annotated[Path | None, typer.Argument(help="Model file; default: the shipped one.")] = None,
     provider: ProviderOption = "cpu",
@@ -396,9 +459,8 @@ def bench(
     Example: restyle bench --json bench.json --plot bench.png
     """
     from realtime.bench import MeasureError, draw, measure, table
-    from realtime.bundle import BundleError
+    from realtime.bundle import BundleError, ProviderError
     from realtime.files import NewFile, check_writable
-    from realtime.stream import ProviderError
 
     console = Console()
     for path in (json_path, plot):

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from realtime.bundle import Bundle, BundleError
+from realtime.bundle import Bundle, BundleError, ProviderError
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +17,6 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-
-
-class ProviderError(RuntimeError):
-    """A provider that was asked for and does not run; the text says why and what to do."""
 
 
 def make_session(graph: bytes, provider: str = "cpu", sizes: dict[str, int] | None = None) -> ort.InferenceSession:
@@ -71,6 +67,7 @@ class Stream:
         self.manifest, self.channels, self.provider = manifest, channels, provider
         self._path = bundle.path
         self.step_samples = hops_per_step * manifest.spectral.hop_samples
+        self.delay_samples = manifest.stream_delay_samples
         try:
             self.session = make_session(bundle.graph, provider, {"channels": channels, "samples": self.step_samples})
         except ProviderError:
