@@ -387,6 +387,8 @@ class Performance:
                 self._inputs = MidiInputs(self.settings.midi, self._on_midi)
         except MidiError as error:
             logger.debug("%s", error)
+        else:
+            self._happened(f"MIDI is heard again: {', '.join(self.midi_names) or 'no port'}")
 
     def _happened(self, text: str) -> None:
         """Note an event, for the panel and the journal."""

@@ -153,6 +153,7 @@ def test_a_server_that_goes_away_is_waited_for_and_midi_is_heard_again(
             jack_server.kill()
         with jack_server.again(tmp_path / "again.log"):
             wait_for(lambda: noted(take, "audio is back"), "audio")
+            wait_for(lambda: noted(take, "MIDI is heard again"), "MIDI")
             with pedalboard("restyle-midi:in") as pedals:
                 pedals.send(program("trumpet"))
                 wait_for(lambda: noted(take, '"midi": "c0 38"'), "the program change")
