@@ -36,6 +36,10 @@ class NoDeviceError(DeviceError):
     """The machine has no audio device at all, and none was asked for by name."""
 
 
+class DeviceRateError(DeviceError):
+    """An audio device that does not run at the rate that was asked for."""
+
+
 class AudioFileError(ValueError):
     """A sound file that cannot be read or written; the text names the file and the reason."""
 
@@ -201,8 +205,8 @@ def open_duplex(
         code = error.args[1] if len(error.args) > 1 else 0
         names = device_names(source, sink)
         if code == _INVALID_RATE:
-            raise DeviceError(
-                f"{names}: cannot run at {sample_rate} Hz, the model's rate (its own is {source.sample_rate:g} Hz); "
+            raise DeviceRateError(
+                f"{names}: cannot run at {sample_rate} Hz (its own is {source.sample_rate:g} Hz); "
                 f"set the device or its server to {sample_rate} Hz, or choose another with --input and --output"
             ) from None
         if code == _INVALID_CHANNELS:

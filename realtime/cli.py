@@ -486,6 +486,64 @@ def bench(
         raise _fail("cannot write", error) from None
 
 
+@app.command()
+def check(
+    model: ModelOption = None,
+    input_: Annotated[str | None, typer.Option("--input", help="Audio input: index or part of the name.")] = None,
+    output: Annotated[str | None, typer.Option(help="Audio output: index or part of the name.")] = None,
+    channels: Annotated[int, typer.Option(min=1, max=64, help="Input channels to restyle.")] = 1,
+    block: Annotated[
+        int, typer.Option(min=0, max=8192, help="Block in samples; 0: one hop, with JACK the server's period.")
+    ] = 0,
+    midi: Annotated[
+        str | None, typer.Option(help="MIDI port (index, part of the name, 'virtual') or file; default: all ports.")
+    ] = None,
+    midi_map: Annotated[Path | None, typer.Option("--map", help="TOML file: which controller moves what.")] = None,
+    provider: ProviderOption = "cpu",
+    record: Annotated[Path | None, typer.Option(help="Folder that 'live' would record into.")] = None,
+    seconds: Annotated[float, typer.Option(min=1.0, max=3600.0, help="How long to play for the time per hop.")] = 30.0,
+    as_json: JsonOption = False,
+) -> None:
+    """The sound check before doors: one line each for what 'live' needs, pass, warn or fail, and what to do.
+
+    It plays at -60 dB through the real devices. Exit code 0 when nothing failed, 1 otherwise.
+
+    Example: restyle check --input scarlett --midi pad --record take1
+    """
+    from realtime.bundle import BundleError
+    from realtime.check import sound_check
+    from realtime.live import LiveSettings
+    from realtime.midi import MidiError, MidiMap
+
+    console, colours = Console(stderr=as_json), {"pass": "green", "warn": "yellow", "fail": "red"}
+    findings = []
+    try:
+        settings = LiveSettings(
+            model=_model(model),
+            input_device=input_,
+            output_device=output,
+            channels=channels,
+            block=block,
+            midi=midi,
+            midi_map=MidiMap.load(midi_map) if midi_map else MidiMap(),
+            provider=provider,
+            record=record,
+        )
+        with console.status(f"checking, of which {seconds:g} s playing"):
+            for finding in sound_check(settings, seconds):
+                findings.append(finding)
+                if not as_json:
+                    console.print(f"[{colours[finding.verdict]}]{finding.verdict}[/]  {finding.id:<9}", end="")
+                    console.print(finding.text + (f" -> {finding.remedy}" if finding.remedy else ""), **PLAIN)
+    except (BundleError, MidiError) as error:
+        raise _fail("cannot check", error) from None
+    failed = [finding.id for finding in findings if finding.verdict == "fail"]
+    if as_json:
+        print(json.dumps({"passed": not failed, "findings": [asdict(finding) for finding in findings]}))
+    if failed:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Entry point: 0 done, 1 failed, 2 usage."""
     try:

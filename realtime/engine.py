@@ -28,6 +28,7 @@ from realtime.audio import (
     AudioFileError,
     Device,
     DeviceError,
+    DeviceRateError,
     NoDeviceError,
     device_names,
     file_info,
@@ -40,6 +41,7 @@ from realtime.audio import (
 from realtime.bundle import BundleError, ProviderError, read_bundle
 from realtime.controls import Controls
 from realtime.processor import Processor, RateError
+from realtime.resample import RateAdapter, at_rate
 from realtime.ring import Mailbox, Ring
 from realtime.show import pack_event
 from realtime.worker import PATIENCE_SHARE, Link, RemoteStream, be_urgent
@@ -70,8 +72,8 @@ class EngineSettings:
     meters_name: str
     hops_name: str
     sound_name: str | None
-    journal_name: str | None
-    link: Link | None
+    journal_name: str | None = None
+    link: Link | None = None
     deferred: bool = False
     patience_ms: float | None = None
     start_frames: int = 0
@@ -121,9 +123,9 @@ class Engine:
         self.bundle = read_bundle(settings.model)
         self._remote = RemoteStream(self.bundle.manifest, settings.link, settings.deferred) if settings.link else None
         self.processor = Processor(self.bundle, settings.provider, stream=self._remote)
-        self.sample_rate = self.bundle.manifest.spectral.sample_rate
+        self.model_rate = self.bundle.manifest.spectral.sample_rate
         channels = settings.channels
-        self.processor.prepare(self.sample_rate, MAX_BLOCK, channels)
+        self.use_rate(self.model_rate)
         # Shared memory comes last: nothing after it can fail and leave it open.
         self._controls = Mailbox.attach(settings.controls_name)
         self._meters = Mailbox.attach(settings.meters_name)
@@ -145,6 +147,12 @@ class Engine:
         self.misses = 0
         self.errors = 0
 
+    def use_rate(self, sample_rate: int) -> None:
+        """Play at this rate from now on; not while the stream runs. Raises RateError."""
+        self.sample_rate = sample_rate
+        self.plugin: Processor | RateAdapter = at_rate(self.processor, sample_rate)
+        self.plugin.prepare(sample_rate, MAX_BLOCK, self.settings.channels)
+
     def run_block(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """block [channels, up to MAX_BLOCK] -> the same shape, valid until the next call. Never raises, never waits."""
         samples = block.shape[1]
@@ -154,7 +162,7 @@ class Engine:
         if self._controls.changed():
             self.processor.controls = Controls.unpack(self._controls.read())
         try:
-            self.processor.process(block, out)
+            self.plugin.process(block, out)
         except Exception:
             # Silence for one block beats an audio thread that is gone; the count is shown.
             self.errors += 1
@@ -187,7 +195,7 @@ class Engine:
         """Blocks have another length now, and so has the time for a hop."""
         self._block_samples = samples
         if self._remote is not None:
-            span_s = min(samples, self.processor.hop_samples) / self.sample_rate
+            span_s = min(samples / self.sample_rate, self.processor.hop_samples / self.model_rate)
             patience_ms = self.settings.patience_ms
             self._remote.timeout_s = PATIENCE_SHARE * span_s if patience_ms is None else 1e-3 * patience_ms
 
@@ -206,7 +214,7 @@ class Engine:
 
     def _report(self, samples: int) -> None:
         meters = self.processor.meters
-        times = self.processor.take_hop_times()
+        times = self.plugin.take_hop_times()
         if len(times):
             self.misses += int((times[:, 0] > self._hop_budget_ms).sum())
             self._hops.push(times)
@@ -335,11 +343,23 @@ def _open_device(engine: Engine) -> tuple[Any, Device, Device, int]:
     settings = engine.settings
     sd = portaudio(CLIENT_NAME)
     source, sink = choose_devices(settings)
-    block = settings.block
-    if not block and "JACK" not in source.host_api:
+    jack, own_rate = "JACK" in source.host_api, round(source.sample_rate)
+
+    def open_at(rate: int) -> tuple[Any, int]:
+        if rate != engine.sample_rate:
+            engine.use_rate(rate)
         # JACK sets the length itself, and any fixed one would add its own delay there.
-        block = engine.processor.hop_samples
-    stream = open_duplex(sd, source, sink, engine.sample_rate, block, settings.channels, engine.on_audio)
+        hop_samples = round(engine.processor.hop_samples * rate / engine.model_rate)
+        block = settings.block or (0 if jack else hop_samples)
+        return open_duplex(sd, source, sink, rate, block, settings.channels, engine.on_audio), block
+
+    try:
+        # A JACK server has one rate; other devices often have several.
+        stream, block = open_at(own_rate if jack else engine.model_rate)
+    except DeviceRateError:
+        if own_rate == engine.sample_rate:
+            raise
+        stream, block = open_at(own_rate)
     try:
         stream.start()
     except sd.PortAudioError as error:
@@ -364,6 +384,8 @@ def _play_device(engine: Engine, pipe: Connection) -> None:
         "input": asdict(source),
         "output": asdict(sink),
         "block": block,
+        "sample_rate": engine.sample_rate,
+        "latency_samples": engine.plugin.latency_samples,
         "deferred_samples": engine.deferred_samples,
         "device_samples": device_latency_samples(source.host_api, stream.latency, engine.sample_rate),
     }
@@ -393,7 +415,9 @@ def _play_clip(engine: Engine, clip: Path, pipe: Connection) -> None:
     total = math.ceil((audio.shape[1] + engine.processor.latency_samples) / block) * block
     audio = np.pad(audio, ((0, 0), (0, total - audio.shape[1])))
     be_urgent()
-    pipe.send(("ready", {"clip": str(clip), "block": block, "deferred_samples": engine.deferred_samples}))
+    pipe.send(
+        ("ready", {"clip": str(clip), "block": block, "sample_rate": rate, "deferred_samples": engine.deferred_samples})
+    )
     at = settings.start_frames // block * block
     at = at % total if settings.loop else min(at, total)
     start, played = time.perf_counter(), 0

@@ -278,7 +278,7 @@ class Performance:
             model=manifest.name,
             model_path=str(self.settings.model.resolve()),
             model_sha256=hashlib.sha256(self.settings.model.read_bytes()).hexdigest(),
-            sample_rate=manifest.spectral.sample_rate,
+            sample_rate=self.sample_rate,
             channels=self.settings.channels,
             deferred_hops=int(self.settings.inference == "deferred"),
             started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -309,6 +309,11 @@ class Performance:
         else:
             raise PerformanceError(content)
         return False
+
+    @property
+    def sample_rate(self) -> int:
+        """Of what is played and recorded: the device's, in Hz."""
+        return int(self.ready.get("sample_rate", self.manifest.spectral.sample_rate))
 
     @property
     def midi_names(self) -> list[str]:
@@ -444,8 +449,7 @@ class Performance:
     def status(self) -> Status:
         """The latest numbers; call after ``poll``."""
         meters = self._past.plus(EngineMeters.unpack(self._meters.read()))
-        rate = self.manifest.spectral.sample_rate
-        recorder = self._recorder
+        rate, recorder = self.sample_rate, self._recorder
         with self._lock:
             mix = {style.label: weight for style, weight in self.performer.mix().items()}
             values = dict(self.performer.values)
@@ -520,16 +524,16 @@ class Performance:
 
     def _draw(self) -> Path:
         assert self.settings.record is not None
-        spec = self.manifest.spectral
+        spec, rate = self.manifest.spectral, self.sample_rate
         path = self.settings.record / "performance.png"
         source = Path(self.ready["clip"]).name if "clip" in self.ready else self.ready["input"]["name"]
         draw_performance(
             path,
             self.settings.record,
             self.history,
-            spec.sample_rate,
-            spec.hop_samples,
-            self.manifest.latency_samples,
+            rate,
+            spec.hop_samples * rate / spec.sample_rate,
+            spec.latency_samples * rate / spec.sample_rate,
             f"{source} through '{self.manifest.name}', {1e3 * spec.latency_samples / spec.sample_rate:.2f} ms later",
         )
         return path

@@ -34,6 +34,9 @@ def latency_terms(spec: SpectralSpec, ready: dict[str, Any], block: int) -> dict
     own = {"hop": spec.hop_samples, "overlap": spec.stream_delay_samples}
     if ready.get("deferred_samples"):
         own["deferred"] = ready["deferred_samples"]
+    if ready.get("sample_rate", spec.sample_rate) != spec.sample_rate:
+        model = round(sum(own.values()) * ready["sample_rate"] / spec.sample_rate)
+        own = {"model": model, "resampling": ready["latency_samples"] - model}
     if "input" not in ready:
         return own
     if ready["device_samples"] is None:
@@ -47,7 +50,7 @@ def latency_line(performance: Performance, block: int) -> str:
     spec, ready = performance.manifest.spectral, performance.ready
     terms = latency_terms(spec, ready, block)
     total = sum(terms.values())
-    text = f"{total} samples ({1e3 * total / spec.sample_rate:.2f} ms) = "
+    text = f"{total} samples ({1e3 * total / performance.sample_rate:.2f} ms) = "
     text += " + ".join(f"{name} {samples}" for name, samples in terms.items())
     return f"{text} + JACK period" if "block" in terms else text
 

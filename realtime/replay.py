@@ -19,6 +19,7 @@ from realtime.bundle import Bundle, read_bundle
 from realtime.controls import CONTROL_NUMBERS, Controls
 from realtime.engine import rise
 from realtime.processor import START_HOP, Processor
+from realtime.resample import at_rate
 from realtime.show import INPUT_NAME, JOURNAL_NAME, OUTPUT_NAME, SHOW_FORMAT, ShowHeading
 from realtime.stream import Stream
 from realtime.worker import LateError
@@ -206,8 +207,9 @@ def replay(
 
     Raises ShowError for journals that do not fit the model, AudioFileError.
     """
-    heading, dim = show.heading, bundle.manifest.style_dim
-    hop = bundle.manifest.spectral.hop_samples
+    heading, spec = show.heading, bundle.manifest.spectral
+    # No block may hold more than one hop: what happens at a hop happens before its block.
+    block_samples = spec.hop_samples * heading.sample_rate // spec.sample_rate
     compared = equal = 0
     largest, first = 0.0, None
     try:
@@ -218,15 +220,18 @@ def replay(
         ):
             for number, life in enumerate(show.lives):
                 stop = show.lives[number + 1].start_frame if number + 1 < len(show.lives) else show.frames
-                processor = _processor(show, bundle, life, dim)
-                for start in range(life.start_frame, min(stop, show.frames), hop):
-                    count = min(hop, stop - start, show.frames - start)
+                processor = Processor(bundle, stream=_stream(show, bundle, life))
+                processor.controls = Controls.unpack(np.array(life.controls[START_HOP]))
+                plugin = at_rate(processor, heading.sample_rate)
+                plugin.prepare(heading.sample_rate, block_samples, heading.channels)
+                for start in range(life.start_frame, min(stop, show.frames), block_samples):
+                    count = min(block_samples, stop - start, show.frames - start)
                     block = _read(played, count)
                     wanted = _read(recorded, count)
-                    numbers = life.controls.get((start - life.start_frame) // hop)
+                    numbers = life.controls.get(processor.meters.hops)
                     if numbers is not None:
                         processor.controls = Controls.unpack(np.array(numbers))
-                    out = processor.process(block)
+                    out = plugin.process(block)
                     if number:
                         rise(out, start - life.start_frame)
                     if sink is not None:
@@ -251,14 +256,11 @@ def _read(file: soundfile.SoundFile, frames: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(file.read(frames, dtype="float32", always_2d=True).T, dtype=np.float32)
 
 
-def _processor(show: Show, bundle: Bundle, life: Life, dim: int) -> Processor:
-    """The engine as it stood when a life began."""
-    wrong = [hop for hop, numbers in life.controls.items() if len(numbers) != CONTROL_NUMBERS + dim]
+def _stream(show: Show, bundle: Bundle, life: Life) -> _ReplayStream:
+    """The graph of one life. Raises ShowError for a journal that does not fit the model."""
+    size = CONTROL_NUMBERS + bundle.manifest.style_dim
+    wrong = [hop for hop, numbers in life.controls.items() if len(numbers) != size]
     if wrong or START_HOP not in life.controls:
         problem = f"the controls at hop {wrong[0]} do not fit the model" if wrong else "the first controls are missing"
         raise ShowError(f"{show.folder / JOURNAL_NAME}: {problem}; the journal is damaged")
-    stream = _ReplayStream(bundle, show.heading.channels, life.faults, show.heading.deferred_hops)
-    processor = Processor(bundle, stream=stream)
-    processor.controls = Controls.unpack(np.array(life.controls[START_HOP]))
-    processor.prepare(show.heading.sample_rate, bundle.manifest.spectral.hop_samples, show.heading.channels)
-    return processor
+    return _ReplayStream(bundle, show.heading.channels, life.faults, show.heading.deferred_hops)

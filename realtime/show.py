@@ -245,7 +245,7 @@ class Recorder:
 
 
 def draw_performance(
-    path: Path, folder: Path, history: History, sample_rate: int, hop_samples: int, latency_samples: int, title: str
+    path: Path, folder: Path, history: History, sample_rate: int, hop_samples: float, latency_samples: float, title: str
 ) -> None:
     """Picture of a recorded performance: input and output spectrograms, style lane, time per hop."""
     from matplotlib.figure import Figure
@@ -289,7 +289,7 @@ def draw_performance(
         figure.savefig(part, dpi=110, format="png")
 
 
-def _draw_lane(axis, history: History, sample_rate: int, latency_samples: int, seconds: float) -> None:  # pyright: ignore[reportMissingParameterType]
+def _draw_lane(axis, history: History, sample_rate: int, latency_samples: float, seconds: float) -> None:  # pyright: ignore[reportMissingParameterType]
     labels = list(dict.fromkeys(label for _, mix in history.mixes for label in mix))
     # One shape a style: a controller on the move brings hundreds of mixes a second.
     starts = [(frames + latency_samples) / sample_rate for frames, _ in history.mixes]

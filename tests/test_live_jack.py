@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
 from realtime.controls import Performer, select_mix
 from realtime.processor import FADE_HOPS, Processor
+from realtime.replay import read_show, replay
+from realtime.resample import plan_rates
 from tests.conftest import JackServer
 
 pytestmark = pytest.mark.jack
@@ -470,14 +472,36 @@ def refused(*arguments: str) -> str:
     return err
 
 
-@pytest.mark.parametrize("jack_server", [(44_100, 128)], indirect=True, ids=["44100"])
-def test_a_server_at_another_rate_is_refused(jack_server: JackServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "jack_server", [(44_100, 128), (96_000, 64)], indirect=True, ids=lambda p: f"{p[0]}Hz-period{p[1]}"
+)
+def test_a_server_at_another_rate_is_resampled_with_one_exact_delay_and_replays(
+    jack_server: JackServer, musician: Musician, tmp_path: Path
+) -> None:
+    take, rate = tmp_path / "take", jack_server.sample_rate
+    delay = plan_rates(rate, RATE, LATENCY).latency_samples + jack_server.period
+    with restyle_live("--input", "musician", "--midi", "virtual", "--record", str(take), "--dry-wet", "0") as restyle:
+        restyle.await_sound()
+        sent, heard = musician.since(musician.play(GUITAR[:RATE]))
+        with pedalboard("restyle-midi:in") as pedals:
+            musician.begin(GUITAR)
+            pedals.send([0xB0, 12, 127])
+            musician.rest(RATE)
+        out, err = restyle.end()
+    assert f"latency {delay} samples" in out and " + resampling " in out and err == ""
+    np.testing.assert_allclose(heard[delay:], sent[:-delay], atol=2e-3)
+    assert soundfile.info(take / "output.wav").samplerate == rate
+    again = replay(read_show(take), BUNDLE)
+    assert again.equal == again.compared == again.frames and again.frames > rate
+
+
+def test_a_start_that_fails_leaves_an_earlier_recording_alone(jack_server: JackServer, tmp_path: Path) -> None:
     del jack_server
     take = tmp_path / "take"
     take.mkdir()
     (take / "input.wav").write_bytes(b"an earlier take")
-    text = refused("--record", str(take))
-    assert "'system'" in text and "48000 Hz" in text and "44100 Hz" in text
+    text = refused("--record", str(take), "--channels", "5")
+    assert "'system' has 2 input channels" in text
     assert (take / "input.wav").read_bytes() == b"an earlier take"
 
 
