@@ -220,9 +220,6 @@ class Recorder:
 
     def finish(self) -> list[Path]:
         """Write out what is left and bring both files to one length; the files that are there now."""
-        if self.dropped_frames:
-            self.note({"dropped_frames": self.dropped_frames})
-        self.note({"ended": True})
         self._over.set()
         self._thread.join(FINISH_TIMEOUT_S)
         writers = (self._input, self._output)
@@ -240,6 +237,9 @@ class Recorder:
         except AudioFileError as error:
             self.problem = self.problem or str(error)
         with contextlib.suppress(OSError):
+            if self.dropped_frames:
+                self._journal.write(json.dumps({"dropped_frames": self.dropped_frames}) + "\n")
+            self._journal.write(json.dumps({"ended": True}) + "\n")
             self._journal.close()
         return [*paths, self.folder / JOURNAL_NAME]
 

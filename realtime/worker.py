@@ -186,10 +186,9 @@ class RemoteStream:
         self._exchange.close()
 
 
-def worker_process(model: Path, provider: str, link: Link, slot: int, pipe: Any) -> None:
-    """A worker's main function; it says ('ready', '') or ('error', text), and ends when its parent does."""
+def worker_process(model: Path, provider: str, link: Link, slot: int, pipe: Any, parent: int) -> None:
+    """A worker's main function; it says ('ready', '') or ('error', text), and ends when process ``parent`` does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
     exchange = Exchange.attach(link.exchange_name)
     words = exchange.words
     try:
@@ -280,7 +279,7 @@ class Workers:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=worker_process,
-            args=(self._model, self._provider, self.link, slot, theirs),
+            args=(self._model, self._provider, self.link, slot, theirs, os.getpid()),
             name=f"restyle-graph-{slot}",
             daemon=True,
         )

@@ -94,13 +94,13 @@ def test_without_the_graph_the_dry_signal_plays_until_another_one_serves(
 
     # Dry at the delay of wet, the one joined to the other without a step.
     sent, heard = musician.since(0)
-    recorded, played = (soundfile.read(take / name, dtype="float32")[0] for name in ("input.wav", "output.wav"))
+    recorded, played = (
+        np.asarray(soundfile.read(take / name, dtype="float32")[0], np.float32) for name in ("input.wav", "output.wav")
+    )
     for hop in sorted(set(late) & {hop + 1 for hop in late}):
         start = (hop + 1) * HOP
         np.testing.assert_array_equal(played[start : start + HOP], recorded[start - LATENCY : start - LATENCY + HOP])
-    wet = np.pad(
-        offline(np.asarray(recorded, np.float32), "violin"), (delay - LATENCY + first(sent) - first(recorded), 0)
-    )
+    wet = np.pad(offline(recorded, "violin"), (delay - LATENCY + first(sent) - first(recorded), 0))
     usual = max(largest_step(wet[at - RATE // 2 : end]), largest_step(sent))
     assert largest_step(heard[at - RATE // 2 : end]) <= usual + 2.0 / HOP
     late_part, dry = heard[end - RATE // 2 : end], sent[end - RATE // 2 - delay : end - delay]
