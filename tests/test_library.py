@@ -282,7 +282,7 @@ def test_the_second_run_decodes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("training.library.read_mono", refuse)
+    monkeypatch.setattr("training.library.read_recording", refuse)
     assert load(tmp_path, "sax") == first
 
 

@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,17 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from realtime.loudness import loudness_lufs
 from training.recipe import DataConfig, StyleEntry
 
 log = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf"})
 SPLITS = ("train", "validation", "test")
-CACHE_VERSION = 1
+CACHE_VERSION = 2
+CLIPPED_SAMPLES = 3  # so many in a row at full scale are a run, as in Audacity's "Find Clipping"
+SHORTEST_LOUDNESS_SECONDS = 0.4  # one block of BS.1770
+LONGEST_LOUDNESS_SECONDS = 120.0  # of longer recordings the middle is measured: the filters work in float64
 LOUDEST_PEAK = 1000.0  # 60 dB over full scale; integers stored as floats come out at 32,768
 UNKNOWN_SIZE_BYTES = 0x7FFF_F000  # writers that cannot go back claim at least so much
 
@@ -150,11 +154,31 @@ def _cut_short(file: soundfile.SoundFile, path: Path) -> bool:
     return sizes is not None and int(sizes[2]) < int(sizes[1]) < UNKNOWN_SIZE_BYTES
 
 
-def read_mono(path: Path, sample_rate: int) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class Source:
+    """What a file holds, before anything is done to it."""
+
+    sample_rate: int
+    channels: int
+    format: str  # libsndfile's names: WAV, FLAC, OGG, MP3, ...
+    subtype: str  # PCM_16, FLOAT, VORBIS, ...
+    clipped_runs: int  # see clipped_runs
+
+
+def clipped_runs(audio: NDArray[np.float32], full_scale: float) -> int:
+    """How many runs of CLIPPED_SAMPLES or more samples at or beyond full scale [samples, channels] holds."""
+    at = np.abs(audio) >= full_scale
+    inside = at[2:] & at[1:-1] & at[:-2]
+    starts = inside.copy()
+    starts[1:] &= ~inside[:-1]
+    return int(np.count_nonzero(starts))
+
+
+def read_recording(path: Path, sample_rate: int) -> tuple[NDArray[np.float32], Source]:
     """Decode, mix to mono by the mean, resample with soxr's HQ setting: [samples]. ValueError says what is wrong."""
     try:
         with soundfile.SoundFile(path) as file:
-            rate, cut_short = file.samplerate, _cut_short(file, path)
+            rate, form, subtype, cut_short = file.samplerate, file.format, file.subtype, _cut_short(file, path)
             audio = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise ValueError(f"cannot be decoded: {error}") from error
@@ -167,10 +191,19 @@ def read_mono(path: Path, sample_rate: int) -> NDArray[np.float32]:
     peak = float(np.abs(audio).max())
     if peak > LOUDEST_PEAK:
         raise ValueError(f"is far above full scale (peak {peak:.3g}, full scale is 1); scale it down")
+    # The highest value of the coarsest format: eight bits end at 127/128, sixteen at 32767/32768.
+    full_scale = 127 / 128 if subtype in ("PCM_S8", "PCM_U8") else 32_767 / 32_768
+    runs = clipped_runs(audio, full_scale) if peak >= full_scale else 0
     mono = audio.mean(axis=1)
     if rate != sample_rate:
         mono = soxr.resample(mono, rate, sample_rate, quality="HQ")
-    return np.ascontiguousarray(mono, dtype=np.float32)
+    source = Source(rate, audio.shape[1], form, subtype, runs)
+    return np.ascontiguousarray(mono, dtype=np.float32), source
+
+
+def read_mono(path: Path, sample_rate: int) -> NDArray[np.float32]:
+    """The sound alone of ``read_recording``: [samples]. ValueError says what is wrong."""
+    return read_recording(path, sample_rate)[0]
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -185,12 +218,16 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @dataclass(frozen=True)
-class _Decoded:
-    sha256: str
-    audio_sha256: str
+class Decoded:
+    """What is known of a file once it was decoded into the cache."""
+
+    sha256: str  # of the file's bytes
+    audio_sha256: str  # of the decoded samples
     samples: int
     level_dbfs: float  # loudest tenth of a second
-    problem: str = ""
+    loudness_lufs: float | None  # see _loudness
+    source: Source | None
+    problem: str = ""  # why it could not be decoded; then nothing else is known
 
 
 class RecordingCache:
@@ -211,17 +248,25 @@ class RecordingCache:
     def audio_path(self, sha256: str) -> Path:
         return self.folder / f"{sha256[:40]}-{self.sample_rate}.npy"
 
-    def _find(self, key: str) -> _Decoded | None:
+    def _find(self, key: str) -> Decoded | None:
         """What the index says of a file, if the cache really holds it."""
         try:
-            sha256, audio_sha256, samples, level_dbfs = self._index[key]
-            known = _Decoded(str(sha256), str(audio_sha256), int(samples), float(level_dbfs))
+            entry = self._index[key]
+            sha256, audio_sha256, samples, level_dbfs, loudness, (rate, channels, form, subtype, runs) = entry
+            known = Decoded(
+                str(sha256),
+                str(audio_sha256),
+                int(samples),
+                float(level_dbfs),
+                None if loudness is None else float(loudness),
+                Source(int(rate), int(channels), str(form), str(subtype), int(runs)),
+            )
             stored = np.load(self.audio_path(known.sha256), mmap_mode="r")
         except (OSError, ValueError, KeyError, TypeError, EOFError):
             return None
         return known if stored.shape == (known.samples,) and stored.dtype == np.float32 else None
 
-    def decode(self, path: Path) -> _Decoded:
+    def decode(self, path: Path) -> Decoded:
         """Decode into the cache, or find it there."""
         try:
             status = path.stat()
@@ -230,20 +275,45 @@ class RecordingCache:
             if known is not None:
                 return known
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-            audio = read_mono(path, self.sample_rate)
+            audio, source = read_recording(path, self.sample_rate)
         except (OSError, ValueError) as error:
-            return _Decoded("", "", 0, -np.inf, str(error))
+            return Decoded("", "", 0, -np.inf, None, None, str(error))
         target = self.audio_path(sha256)
         replace_file(target, lambda temporary: np.save(temporary, audio))
-        result = _Decoded(
-            sha256, hashlib.sha256(audio.data).hexdigest(), len(audio), loudest_block(audio, self.sample_rate)[1]
+        result = Decoded(
+            sha256,
+            hashlib.sha256(audio.data).hexdigest(),
+            len(audio),
+            loudest_block(audio, self.sample_rate)[1],
+            _loudness(audio, self.sample_rate),
+            source,
         )
-        self._index[key] = [result.sha256, result.audio_sha256, result.samples, result.level_dbfs]
+        self._index[key] = list(astuple(result)[:-1])
         return result
+
+    def decode_all(self, paths: Sequence[Path], progress: Callable[[int, int], object] | None = None) -> list[Decoded]:
+        """Decode in a few threads, in the given order; ``progress`` is told (files done, files in all)."""
+        decoded: list[Decoded] = []
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            for result in pool.map(self.decode, paths):
+                decoded.append(result)
+                if progress is not None:
+                    progress(len(decoded), len(paths))
+        self.save_index()
+        return decoded
 
     def save_index(self) -> None:
         text = json.dumps({"version": CACHE_VERSION, "files": self._index})
         replace_file(self._index_path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _loudness(audio: NDArray[np.float32], sample_rate: int) -> float | None:
+    """Integrated loudness in LUFS of the mono sound, of its middle two minutes at most; None of less than 0.4 s."""
+    if len(audio) < SHORTEST_LOUDNESS_SECONDS * sample_rate:
+        return None
+    most = round(LONGEST_LOUDNESS_SECONDS * sample_rate)
+    start = max(0, len(audio) - most) // 2
+    return loudness_lufs(audio[start : start + most], sample_rate)
 
 
 def loudest_block(audio: NDArray[np.float32], sample_rate: int) -> tuple[slice, float]:
@@ -264,6 +334,38 @@ def find_audio(folder: Path) -> list[Path]:
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a recording is not used."""
+
+    kind: str  # damaged, short, silent or copy
+    reason: str  # continues a sentence that begins with the file's name
+
+
+def find_faults(
+    paths: Sequence[Path], decoded: Sequence[Decoded], config: DataConfig, sample_rate: int
+) -> list[Fault | None]:
+    """What is wrong with each of the files, in the given order; the first of several copies has no fault."""
+    faults: list[Fault | None] = []
+    first_seen: dict[str, Path] = {}
+    for path, result in zip(paths, decoded, strict=True):
+        seconds = result.samples / sample_rate
+        fault = None
+        if result.problem:
+            fault = Fault("damaged", result.problem)
+        elif seconds < config.minimum_seconds:
+            reason = f"is too short ({seconds:.3f} s, at least {config.minimum_seconds:g} s are needed)"
+            fault = Fault("short", reason)
+        elif result.level_dbfs < config.audible_dbfs:
+            fault = Fault("silent", f"is silent (never above {config.audible_dbfs:g} dBFS)")
+        elif result.audio_sha256 in first_seen:
+            fault = Fault("copy", f"is a copy of {first_seen[result.audio_sha256]}")
+        else:
+            first_seen[result.audio_sha256] = path
+        faults.append(fault)
+    return faults
 
 
 def load_library(
@@ -293,43 +395,27 @@ def load_library(
         files += [(entry, folder, path) for path in found]
 
     cache = RecordingCache(cache_folder, sample_rate)
-    decoded: list[_Decoded] = []
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for result in pool.map(cache.decode, [path for _, _, path in files]):
-            decoded.append(result)
-            if progress is not None:
-                progress(len(decoded), len(files))
-    cache.save_index()
-
+    paths = [path for _, _, path in files]
+    decoded = cache.decode_all(paths, progress)
     skipped: list[Skipped] = []
     usable: dict[str, list[Recording]] = {entry.id: [] for entry in entries}
-    first_seen: dict[str, Path] = {}
-    for (entry, folder, path), result in zip(files, decoded, strict=True):
-        seconds = result.samples / sample_rate
-        if result.problem:
-            reason = result.problem
-        elif seconds < config.minimum_seconds:
-            reason = f"is too short ({seconds:.3f} s, at least {config.minimum_seconds:g} s are needed)"
-        elif result.level_dbfs < config.audible_dbfs:
-            reason = f"is silent (never above {config.audible_dbfs:g} dBFS)"
-        elif result.audio_sha256 in first_seen:
-            reason = f"is a copy of {first_seen[result.audio_sha256]}"
-        else:
-            first_seen[result.audio_sha256] = path
-            usable[entry.id].append(
-                Recording(
-                    path=path,
-                    name=path.relative_to(folder).as_posix(),
-                    sha256=result.sha256,
-                    audio_sha256=result.audio_sha256,
-                    cache_path=cache.audio_path(result.sha256),
-                    samples=result.samples,
-                    sample_rate=sample_rate,
-                )
-            )
+    faults = find_faults(paths, decoded, config, sample_rate)
+    for (entry, folder, path), result, fault in zip(files, decoded, faults, strict=True):
+        if fault is not None:
+            skipped.append(Skipped(path, fault.reason))
+            log.info("skipped %s: %s", path, fault.reason)
             continue
-        skipped.append(Skipped(path, reason))
-        log.info("skipped %s: %s", path, reason)
+        usable[entry.id].append(
+            Recording(
+                path=path,
+                name=path.relative_to(folder).as_posix(),
+                sha256=result.sha256,
+                audio_sha256=result.audio_sha256,
+                cache_path=cache.audio_path(result.sha256),
+                samples=result.samples,
+                sample_rate=sample_rate,
+            )
+        )
 
     styles: list[StyleRecordings] = []
     warnings: list[str] = []
