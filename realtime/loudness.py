@@ -15,7 +15,7 @@ REGISTER_SECONDS = 6.0
 
 
 def loudness_lufs(audio: NDArray[np.float32], sample_rate: int) -> float:
-    """Integrated loudness of mono [samples], at least 0.4 s, never below SILENT_LUFS."""
+    """Integrated loudness of [samples] or [samples, channels], at least 0.4 s, never below SILENT_LUFS."""
     import pyloudnorm  # brings scipy along, which nobody else on stage needs
 
     with warnings.catch_warnings():

@@ -1,4 +1,5 @@
-"""``restyle train``: recordings -> checkpoint; ``evaluate``: model file -> figures; ``learn``: clip -> style file."""
+"""``restyle data``: recordings -> what they are; ``train``: recordings -> checkpoint; ``evaluate``: model file ->
+figures; ``learn``: clip -> style file."""
 
 from __future__ import annotations
 
@@ -19,6 +20,106 @@ if TYPE_CHECKING:
     from training.library import Library
     from training.phrases import PhraseBank
     from training.recipe import Recipe
+
+
+MOST_REMARKS = 20
+MUSICNET_SPLITS = ("train", "test")
+MUSICNET_GROUPINGS = ("composer", "ensemble", "instrument")
+
+
+def data(
+    folder: Annotated[Path, typer.Argument(help="Folder with a folder of recordings per style, or MusicNet.")],
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file; - prints them.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw minutes, loudness, lengths and spectra per style to this PNG.")
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Where decoded recordings are kept.")] = Path(".restyle-cache"),
+    as_styles: Annotated[
+        str | None,
+        typer.Option(help=f"Make style folders of MusicNet, one per: {', '.join(MUSICNET_GROUPINGS)}; needs --out."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --as-styles: the new folder of styles.")] = None,
+    split: Annotated[str, typer.Option(help="With --as-styles: MusicNet's own train or test recordings.")] = "train",
+) -> None:
+    """What recordings are there: minutes, rates, clipped, silent, damaged, copies; or styles made of MusicNet.
+
+    Example: restyle data recordings --plot recordings.png
+    """
+    errors = Console(stderr=True)
+    console = errors if json_path == Path("-") else Console()
+    if as_styles is not None and as_styles not in MUSICNET_GROUPINGS:
+        raise typer.BadParameter(
+            f"must be {', '.join(MUSICNET_GROUPINGS)}, got '{as_styles}'", param_hint="--as-styles"
+        )
+    if split not in MUSICNET_SPLITS:
+        raise typer.BadParameter(f"must be {' or '.join(MUSICNET_SPLITS)}, got '{split}'", param_hint="--split")
+    if (as_styles is None) != (out is None):
+        raise typer.BadParameter("--as-styles and --out need each other")
+    if as_styles is not None and plot is not None:
+        raise typer.BadParameter("not with --as-styles; survey the new folder afterwards", param_hint="--plot")
+    try:
+        from realtime.files import NewFile
+        from realtime.spectral import SpectralSpec
+        from training.musicnet import MusicNetError, is_musicnet, read_musicnet, write_styles
+        from training.survey import SurveyError, draw_survey, survey_folder, survey_table
+    except ModuleNotFoundError as error:
+        errors.print(f"[red]'data' needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
+        raise typer.Exit(1) from None
+    to_file = None if json_path == Path("-") else json_path
+    _check_targets(errors, to_file, plot)
+    try:
+        with Progress(console=errors, transient=True) as progress:
+            bars: dict[str, TaskID] = {}
+
+            def tell(what: str, done: int, of: int) -> None:
+                if what not in bars:
+                    bars[what] = progress.add_task(what, total=of)
+                progress.update(bars[what], completed=done, total=of)
+
+            if as_styles is not None and out is not None:
+                found = read_musicnet(folder)
+                made = write_styles(
+                    found, as_styles, out, split, progress=lambda done, of: tell("making styles", done, of)
+                )
+                remarks = [f"{item.path}: {item.reason}" for item in made.skipped]
+                values = made.as_dict()
+                table = Table("style", "MIDI program", "recordings", "minutes", box=None, pad_edge=False)
+                for style in made.styles:
+                    cells = (str(style.midi_program), str(style.recordings), f"{style.seconds / 60:.1f}")
+                    table.add_row(escape(style.label), *cells)
+                ending = f"next: restyle train {shlex.quote(str(made.recipe))}"
+            else:
+                survey = survey_folder(folder, cache, SpectralSpec().sample_rate, progress=tell)
+                every = [item for style in survey.styles for item in style.recordings]
+                remarks = [f"{item.name}: {remark}" for item in every for remark in item.remarks()]
+                values, table = survey.as_dict(), survey_table(survey)
+                ending = ""
+                if is_musicnet(folder):
+                    ending = f"this is MusicNet: restyle data {shlex.quote(str(folder))} --as-styles composer --out DIR"
+                if plot:
+                    with NewFile(plot) as part:
+                        draw_survey(part, survey)
+        text = json.dumps(values, indent=1, allow_nan=False)
+        if to_file:
+            with NewFile(to_file) as part:
+                part.write_text(text + "\n", encoding="utf-8")
+    except (SurveyError, MusicNetError, OSError) as error:
+        errors.print("[red]cannot read the data:[/] ", end="")
+        errors.print(str(error), soft_wrap=True, highlight=False, markup=False)
+        raise typer.Exit(1) from None
+    if json_path == Path("-"):
+        print(text)
+    console.print(table)
+    for remark in remarks[:MOST_REMARKS]:
+        console.print(f"[yellow]remark:[/] {escape(remark)}", soft_wrap=True, highlight=False)
+    if len(remarks) > MOST_REMARKS:
+        console.print(f"and {len(remarks) - MOST_REMARKS} more remarks; --json FILE has them all", highlight=False)
+    for warning in values.get("warnings", ()):
+        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True, highlight=False)
+    if ending:
+        console.print(ending, soft_wrap=True, highlight=False, markup=False)
 
 
 def train(
@@ -140,6 +241,21 @@ def _describe(console: Console, recipe: Recipe, library: Library, phrases: Phras
         console.print(f"{len(library.skipped)} recordings skipped")
 
 
+def _check_targets(errors: Console, *targets: Path | None) -> None:
+    """Exit 1, before long work, where one of the files that it ends in cannot be written."""
+    from realtime.files import check_writable
+
+    for target in targets:
+        if target is None:
+            continue
+        try:
+            check_writable(target)
+        except OSError as error:
+            why = f"{target}: {error.strerror}" if target.parent.is_dir() else f"{target}: there is no folder"
+            errors.print(f"[red]cannot write:[/] {escape(why)}", soft_wrap=True)
+            raise typer.Exit(1) from None
+
+
 def evaluate(
     model: Annotated[Path, typer.Argument(help="The model file to judge.")],
     inputs: Annotated[Path, typer.Option(help="Folder of recordings to restyle, which no model was trained on.")],
@@ -163,9 +279,8 @@ def evaluate(
     """
     console, errors = Console(), Console(stderr=True)
     try:
-        from realtime.bundle import BundleError, StyleError
-        from realtime.files import NewFile, check_writable
-        from realtime.bundle import ProviderError
+        from realtime.bundle import BundleError, ProviderError, StyleError
+        from realtime.files import NewFile
         from training.evaluate import EvaluationError, EvaluationOptions
         from training.evaluate import evaluate as run
         from training.models.recogniser import RecogniserConfig
@@ -173,15 +288,7 @@ def evaluate(
     except ModuleNotFoundError as error:
         errors.print(f"[red]evaluation needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
         raise typer.Exit(1) from None
-    for target in (json_path, plot):
-        if target is None:
-            continue
-        try:
-            check_writable(target)
-        except OSError as error:
-            why = f"{target}: {error.strerror}" if target.parent.is_dir() else f"{target}: there is no folder"
-            errors.print(f"[red]cannot write:[/] {escape(why)}", soft_wrap=True)
-            raise typer.Exit(1) from None
+    _check_targets(errors, json_path, plot)
     options = EvaluationOptions(
         styles=tuple(name.strip() for name in (styles or "").split(",") if name.strip()),
         baseline=baseline,

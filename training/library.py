@@ -142,7 +142,7 @@ def split_recordings(
     )
 
 
-def _cut_short(file: soundfile.SoundFile, path: Path) -> bool:
+def is_cut_short(file: soundfile.SoundFile, path: Path) -> bool:
     """Whether the end of a file is missing, where its container can tell: not in MP3."""
     if file.format == "OGG":
         content = path.read_bytes()
@@ -178,8 +178,8 @@ def read_recording(path: Path, sample_rate: int) -> tuple[NDArray[np.float32], S
     """Decode, mix to mono by the mean, resample with soxr's HQ setting: [samples]. ValueError says what is wrong."""
     try:
         with soundfile.SoundFile(path) as file:
-            rate, form, subtype, cut_short = file.samplerate, file.format, file.subtype, _cut_short(file, path)
-            audio = file.read(dtype="float32", always_2d=True)
+            rate, form, subtype, cut_short = file.samplerate, file.format, file.subtype, is_cut_short(file, path)
+            audio = np.asarray(file.read(dtype="float32", always_2d=True), dtype=np.float32)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise ValueError(f"cannot be decoded: {error}") from error
     if cut_short:
