@@ -37,8 +37,8 @@ app.command()(data)
 
 
 def clip(name: str = "alto_sax_a3") -> tuple[NDArray[np.float32], int]:
-    audio, rate = soundfile.read(CLIPS / f"{name}.flac", dtype="float32")
-    return audio, rate
+    audio, rate = soundfile.read(CLIPS / f"{name}.flac")
+    return np.asarray(audio, dtype=np.float32), rate
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (top / "sax" / "text.wav").write_text("no sound")
     (top / "sax" / "cut.wav").write_bytes((top / "sax" / "b_same.wav").read_bytes()[:50_000])
     (top / "sax" / "notes.txt").write_text("not a recording")
+    (top / "midi").mkdir()
+    (top / "midi" / "tune.mid").write_bytes(b"no style at all")
     return top
 
 
@@ -113,8 +115,8 @@ def test_figures_are_those_of_the_files(survey: Survey) -> None:
     assert values["warnings"][0] == "style 'empty': holds no recordings; fill or remove it"
 
 
-@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, -1.0]), min_size=1, max_size=40), min_size=1, max_size=1))
-@settings(max_examples=200)
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, -1.0]), min_size=9, max_size=9), min_size=1, max_size=3))
+@settings(deadline=None)
 def test_clipped_runs_are_three_or_more_in_a_row(channels: list[list[float]]) -> None:
     audio = np.array(channels, dtype=np.float32).T
     expected = sum(
@@ -129,16 +131,14 @@ def test_clipped_runs_are_counted_in_every_channel() -> None:
     assert clipped_runs(np.array([[1, 0], [1, 1], [1, 1], [0, 1]], np.float32), 1.0) == 2
 
 
-@pytest.mark.parametrize(
-    ("subtype", "clipped"), [("PCM_16", True), ("PCM_24", True), ("PCM_U8", True), ("FLOAT", True)]
-)
-def test_full_scale_is_that_of_the_format(tmp_path: Path, subtype: str, clipped: bool) -> None:
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_U8", "FLOAT"])
+def test_full_scale_is_that_of_the_format(tmp_path: Path, subtype: str) -> None:
     audio, rate = clip()
     (tmp_path / "a").mkdir()
     soundfile.write(tmp_path / "a" / "hot.wav", np.clip(20 * audio, -1, 1), rate, subtype=subtype)
     soundfile.write(tmp_path / "a" / "whole.wav", 0.9 * audio / np.abs(audio).max(), rate, subtype=subtype)
     style = survey_folder(tmp_path, tmp_path / "cache", RATE).styles[0]
-    assert {item.name: item.clipped for item in style.recordings} == {"a/hot.wav": clipped, "a/whole.wav": False}
+    assert {item.name: item.clipped for item in style.recordings} == {"a/hot.wav": True, "a/whole.wav": False}
 
 
 def test_bands_of_a_sine_by_hand() -> None:
@@ -153,6 +153,7 @@ def test_bands_of_a_sine_by_hand() -> None:
 
 
 @given(st.integers(0, 300), st.sampled_from([0.1, -1.0, 3.0]))
+@settings(max_examples=30, deadline=None)
 def test_correlation_knows_a_sound_whatever_its_delay_level_and_polarity(delay: int, gain: float) -> None:
     noise = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     later = np.concatenate([np.zeros(delay, np.float32), gain * noise]).astype(np.float32)

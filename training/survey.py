@@ -189,7 +189,7 @@ def survey_folder(
         if progress is not None:
             progress("comparing", done + 1, len(sounding))
     near = _near_copies(sounding, decoded, bands, cache)
-    groups: dict[str, list[int]] = {path.name: [] for path in sorted(folder.iterdir()) if _may_be_style(path)}
+    groups: dict[str, list[int]] = {path.name: [] for path in sorted(folder.iterdir()) if _is_empty(path)}
     loose = folder.resolve().name or "."
     for number, path in enumerate(paths):
         inside = path.relative_to(folder).parts
@@ -216,8 +216,9 @@ def survey_folder(
     return Survey(folder, styles, _warnings(styles, in_none if len(groups) > 1 else 0, folder))
 
 
-def _may_be_style(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
+def _is_empty(path: Path) -> bool:
+    """Whether this is a folder for a style yet to come: one of other things, such as MIDI files, is no style."""
+    return path.is_dir() and not path.name.startswith(".") and not any(item.is_file() for item in path.rglob("*"))
 
 
 def _warnings(styles: Sequence[StyleSurvey], in_none: int, folder: Path) -> tuple[str, ...]:
