@@ -163,9 +163,8 @@ def evaluate(
     """
     console, errors = Console(), Console(stderr=True)
     try:
-        from realtime.bundle import BundleError, StyleError
+        from realtime.bundle import BundleError, ProviderError, StyleError
         from realtime.files import NewFile, check_writable
-        from realtime.bundle import ProviderError
         from training.evaluate import EvaluationError, EvaluationOptions
         from training.evaluate import evaluate as run
         from training.models.recogniser import RecogniserConfig
