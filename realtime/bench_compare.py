@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, BundleError, read_bundle
 from realtime.show import percentiles_ms
-from realtime.stream import Stream, make_session
+from realtime.stream import ProviderError, Stream, make_session
 
 AUDIO_WORDS = ("audio", "wav", "signal", "sound", "noisy", "mix", "frame", "input", "output", "enh")
 """Parts of the names that audio usually has, the surest first."""
@@ -107,8 +107,10 @@ def _foreign(settings: CompareSettings, provider: str, sample_rate: int, hop_sam
     path = settings.path
     try:
         session = make_session(path.read_bytes(), provider)
-    except (OSError, RuntimeError, ValueError, NotImplementedError) as error:
-        raise CompareError(f"{path}: onnxruntime refuses it: {error}") from None
+    except ProviderError:
+        raise
+    except Exception as error:
+        raise CompareError(f"{path}: onnxruntime refuses it: {_first_line(error)}") from None
     for node in (*session.get_inputs(), *session.get_outputs()):
         if node.type != "tensor(float)":
             raise CompareError(f"{path}: '{node.name}' is {node.type}; only float32 audio and states can be compared")
@@ -128,7 +130,7 @@ def _foreign(settings: CompareSettings, provider: str, sample_rate: int, hop_sam
     except Exception as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
         raise CompareError(
-            f"{path}: cannot be run on {shapes}; --compare-hop sets the samples of one step ({error})"
+            f"{path}: cannot be run on {shapes}; --compare-hop sets the samples of one step ({_first_line(error)})"
         ) from None
     for one, other in pairing.states:
         before, after = arrays[one.name].shape, results[other.name].shape
@@ -144,6 +146,10 @@ def _foreign(settings: CompareSettings, provider: str, sample_rate: int, hop_sam
     names = tuple((one.name, other.name) for one, other in pairing.states)
     step = _stepper(session, pairing, arrays, results[pairing.audio_out.name].shape, provider)
     return OtherModel(path, chunk, rate, names, step)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _noise(shape: Sequence[int]) -> NDArray[np.float32]:
@@ -260,10 +266,11 @@ def _stepper(
             binding.bind_ortvalue_output(other.name, after)
         bindings.append(binding)
 
-    def step() -> None:
+    def step() -> ort.OrtValue:
         if device != "cpu":
             audio.update_inplace(arrays[audio_name])
         session.run_with_iobinding(bindings[0])
         bindings.reverse()
+        return out
 
     return step

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -243,8 +244,9 @@ class Child:
         self._process = context.Process(target=target, args=(*arguments, self._theirs), daemon=True)
 
     def __enter__(self) -> Self:
-        # Ctrl-C is for this process: the child never hears it, and is told to stop.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Signals that end a bench are for this process: the child never hears them, and is told to stop.
+        resource_tracker.ensure_running()  # otherwise it starts with the child, and lets them through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         try:
             self._process.start()
             self._theirs.close()
@@ -442,7 +444,7 @@ def _measure_midi_to_sound(
         musician.rest(rate // 4)
         periods = len(musician.heard)
     delay_hops = (hop + buffer_samples) // hop
-    replay = _Replay(bundle, settings.provider, styles[0])
+    replay = Replay(bundle, settings.provider, styles[0])
     heard = find_switches(
         replay,
         np.stack(musician.sent[begin : periods - delay_hops]),
@@ -492,7 +494,7 @@ class _Moment:
         return _Moment(self.states, self.style, self.gain, goal, FADE_HOPS)
 
 
-class _Replay:
+class Replay:
     """The wet path of the processor as a function of a moment, so that one hop can be tried with several controls."""
 
     def __init__(self, bundle: Bundle, provider: str, style: Style) -> None:
@@ -528,7 +530,7 @@ def _gain(controls: Controls) -> float:
 
 
 def find_switches(
-    replay: _Replay,
+    replay: Replay,
     sent: NDArray[np.float32],
     heard: NDArray[np.float32],
     switches: Sequence[tuple[int, Controls]],
@@ -563,7 +565,7 @@ def find_switches(
     return found
 
 
-def _moment_at(replay: _Replay, sent: NDArray[np.float32], heard: NDArray[np.float32], at: int) -> _Moment:
+def _moment_at(replay: Replay, sent: NDArray[np.float32], heard: NDArray[np.float32], at: int) -> _Moment:
     """The engine's moment before hop ``at``, the first with a sound in it; how long it had heard silence is open."""
     moment = replay.start
     for _ in range(at + 1):

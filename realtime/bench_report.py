@@ -13,6 +13,7 @@ from rich.table import Table
 
 LANES = ("processor", "graph", "copy_in", "copy_out", "matmul", "compare")
 RED = "#b03030"
+BLUE = "#1f5f8b"
 
 
 def _spread(value: Mapping[str, float], unit: str = "ms", digits: int = 3) -> str:
@@ -196,25 +197,35 @@ def _draw_histogram(axis: Any, figures: dict[str, Any], times: Mapping[str, NDAr
 
 def _draw_split(axis: Any, figures: dict[str, Any], times: Mapping[str, NDArray[np.float64]]) -> None:
     del times
-    split = figures["split_ms"]
-    parts = {name: split[name]["p50"] for name in ("copy_in", "graph", "copy_out")}
-    parts["plugin"] = max(0.0, split["processor"]["p50"] - sum(parts.values()))
-    names = list(parts)[::-1]
-    bars = axis.barh([name.replace("_", " ") for name in names], [1e3 * parts[name] for name in names], color="#1f5f8b")
-    axis.bar_label(bars, [f" {1e3 * parts[name]:.1f}" for name in names], fontsize=8)
-    whole = 1e3 * split["processor"]["p50"]
+    names = ("processor", "copy_out", "graph", "copy_in")
+    labels = [name.replace("_", " ") for name in names]
+    microseconds = {key: [1e3 * figures["split_ms"][name][key] for name in names] for key in ("p50", "p99", "max")}
+    bars = axis.barh(labels, microseconds["p50"], color=BLUE, label="p50")
+    axis.bar_label(bars, [f" {value:.1f}" for value in microseconds["p50"]], fontsize=8, label_type="center", color="w")
+    axis.plot(microseconds["p99"], labels, "|", color="black", markersize=18, label="p99")
+    axis.plot(microseconds["max"], labels, "x", color=RED, label="max")
     axis.set(
         xscale="log",
-        xlabel=f"microseconds at p50; the processor as a whole: {whole:.0f}",
-        title="where a hop goes ('plugin': controls, dry path, mix, limiter)",
+        xlabel="microseconds",
+        title=f"where a hop goes; processor over graph: {figures['overhead_ratio'] - 1:+.1%} at p50",
     )
-    axis.set_xlim(0.1, 4.0 * max(whole, 1.0))
+    axis.set_xlim(0.5 * min(microseconds["p50"]), 3.0 * max(microseconds["max"]))
+    axis.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1.0, 0.25))
 
 
 def _draw_course(axis: Any, figures: dict[str, Any], times: Mapping[str, NDArray[np.float64]]) -> None:
-    axis.plot(times["processor"], ".", markersize=1.5, color="#1f5f8b")
+    axis.plot(times["processor"], ".", markersize=1.5, color=BLUE)
     axis.axhline(figures["hop_ms"], color=RED, linewidth=1)
-    axis.set(xlabel="hop", ylabel="processor, ms", yscale="log", title=f"{figures['late_hops']} late hops (red: a hop)")
+    title = f"late hops: {figures['late_hops']} of {figures['hops']} (red: one hop)"
+    axis.set(xlabel="hop", ylabel="processor, ms", yscale="log", title=title)
+    _plain_ticks(axis)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Numbers, not powers of ten."""
+    for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        formatted(lambda value, _: f"{value:g}")
+    axis.tick_params(axis="y", which="both", labelsize=8)
 
 
 def _draw_channels(axis: Any, figures: dict[str, Any], times: Mapping[str, NDArray[np.float64]]) -> None:
@@ -227,15 +238,16 @@ def _draw_channels(axis: Any, figures: dict[str, Any], times: Mapping[str, NDArr
     axis.axhline(figures["hop_ms"], color=RED, linewidth=1, label="one hop")
     axis.set_xscale("log", base=2)
     axis.set_xticks(channels, [str(count) for count in channels])
-    title = f"{figures['performers_in_real_time']} performers with p99 within the hop"
+    title = f"performers with p99 within the hop: {figures['performers_in_real_time']}"
     axis.set(yscale="log", xlabel="channels (performers) at once", ylabel="ms per hop", title=title)
+    _plain_ticks(axis)
     axis.legend(fontsize=7)
 
 
 def _draw_midi(axis: Any, figures: dict[str, Any], times: Mapping[str, NDArray[np.float64]]) -> None:
     del times
     heard = figures["jack"]["midi_to_sound"]
-    axis.hist(heard["all_ms"], bins=40, color="#1f5f8b")
+    axis.hist(heard["all_ms"], bins=40, color=BLUE)
     for name, style in (("p50", "-"), ("p99", "--")):
         axis.axvline(heard["ms"][name], color=RED, linestyle=style, label=f"{name} {heard['ms'][name]:.2f} ms")
     trips = ", ".join(
@@ -252,27 +264,44 @@ def _draw_midi(axis: Any, figures: dict[str, Any], times: Mapping[str, NDArray[n
 def _draw_slices(axis: Any, figures: dict[str, Any], times: Mapping[str, NDArray[np.float64]]) -> None:
     del times
     slices = figures["soak"]["slices"]
-    colours = {"restyle": "#1f5f8b", "idle": "#999999"}
-    for kind, colour in colours.items():
-        chosen = [(number, one) for number, one in enumerate(slices) if one["kind"] == kind]
-        label = "restyle" if kind == "restyle" else "do-nothing client"
-        axis.bar([n for n, _ in chosen], [one["xruns"] for _, one in chosen], color=colour, label=f"{label}, xruns")
-        axis.plot([n for n, _ in chosen], [one["misses"] for _, one in chosen], "_", color=colour, label="misses")
+    for kind, label, colour in (("restyle", "restyle", BLUE), ("idle", "do-nothing client", "#999999")):
+        numbers = [number for number, one in enumerate(slices) if one["kind"] == kind]
+        axis.bar(numbers, [slices[n]["xruns"] for n in numbers], color=colour, label=f"{label}: xruns")
+        misses = [slices[n]["misses"] for n in numbers]
+        axis.plot(numbers, misses, "x", color=RED if kind == "restyle" else "black", label=f"{label}: misses")
+    for number in range(1, len(slices)):
+        if slices[number]["period_samples"] != slices[number - 1]["period_samples"]:
+            axis.axvline(number - 0.5, color="black", linestyle=":", linewidth=1)
     ratios = ", ".join(
-        f"{p['xrun_ratio']:.2f} and {p['miss_ratio']:.2f} at {p['period_samples']}" for p in figures["soak"]["periods"]
+        f"{period['period_samples']}: {period['xrun_ratio']:.2f} and {period['miss_ratio']:.2f}"
+        for period in figures["soak"]["periods"]
     )
-    axis.set(xlabel="slice", ylabel="count", yscale="symlog", title=f"xrun and miss ratios: {ratios}")
+    periods = " | ".join(str(period["period_samples"]) for period in figures["soak"]["periods"])
+    axis.set(
+        xlabel=f"slice; JACK period {periods}",
+        ylabel="count",
+        yscale="symlog",
+        title=f"ratios of xruns and misses at {ratios}",
+    )
+    axis.set_xticks(range(0, len(slices), max(1, len(slices) // 16)))
+    axis.set_ylim(bottom=-0.1)
     axis.legend(fontsize=7)
 
 
 def _draw_memory(axis: Any, figures: dict[str, Any], times: Mapping[str, NDArray[np.float64]]) -> None:
     del times
-    for one in figures["soak"]["slices"]:
-        if one["memory_kib"]:
-            seconds, kib = np.array(one["memory_kib"]).T
-            axis.plot(seconds, kib / 1024, linewidth=1, label=f"period {one['period_samples']}")
+    colours = {period["period_samples"]: f"C{number}" for number, period in enumerate(figures["soak"]["periods"])}
+    for period, colour in colours.items():
+        label = f"period {period}"
+        for one in figures["soak"]["slices"]:
+            if one["memory_kib"] and one["period_samples"] == period:
+                seconds, kib = np.array(one["memory_kib"]).T
+                axis.plot(seconds, kib / 1024, linewidth=1, color=colour, label=label)
+                label = None
+    slopes = ", ".join(f"{p['memory']['slope_kib_per_s']:+.3f}" for p in figures["soak"]["periods"])
     axis.set(
         xlabel="s since the first block",
-        ylabel="MiB",
-        title="private memory of the audio process, one line a slice",
+        ylabel="private memory, MiB",
+        title=f"the audio process, a line a slice; slopes {slopes} KiB/s",
     )
+    axis.legend(fontsize=7)
