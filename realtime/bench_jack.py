@@ -290,12 +290,12 @@ class Child:
         self.close()
 
 
-def answer_until_stop(pipe: Connection, answer: Callable[[], object]) -> None:
+def answer_until_stop(pipe: Connection, answer: Callable[[str], object]) -> None:
     """A child's main loop: 'ready', then an answer to every question, until 'stop' or the parent is gone."""
     try:
         pipe.send("ready")
-        while pipe.recv() != "stop":
-            pipe.send(answer())
+        while (question := pipe.recv()) != "stop":
+            pipe.send(answer(question))
     except (EOFError, OSError):
         # Nobody is left who could end this process if a dead server held it up.
         os._exit(1)
@@ -342,7 +342,7 @@ def idle_process(device_name: str, sample_rate: int, pipe: Connection) -> None:
     except Exception as error:
         pipe.send(f"the do-nothing client does not start: {error}")
         os._exit(1)
-    answer_until_stop(pipe, lambda: counts)
+    answer_until_stop(pipe, lambda _: counts)
     stream.abort()
     stream.close()
 

@@ -29,6 +29,8 @@ PLAYER = "restyle-soak"
 POLL_S = 0.1
 SETTLE_SHARE, SETTLE_LIMIT_S = 1 / 3, 6.0
 """Part of a slice, and seconds at most, before anything counts: joining a server disturbs it, and memory warms up."""
+QUIET_S = 0.2
+"""Time for the last messages to arrive."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,9 @@ def flood() -> list[bytes]:
 
 
 def player_process(server: str, sample_rate: int, messages_per_second: int, pipe: Connection) -> None:
-    """A process's main function: a JACK client that plays the bundled clip and floods whoever listens with MIDI."""
-    counts = PlayerCounts()
+    """A process's main function: a JACK client that plays the bundled clip and, between 'flood' and 'quiet', floods
+    whoever listens with MIDI."""
+    counts, flooding = PlayerCounts(), False
     try:
         client: Any = jack_library().Client(PLAYER, servername=server, no_start_server=True)
         silence_jack()
@@ -119,7 +122,7 @@ def player_process(server: str, sample_rate: int, messages_per_second: int, pipe
             out.get_array()[:] = music[at : at + frames]
             at += frames
             midi.clear_buffer()
-            due += messages_per_second * frames / sample_rate
+            due = due + messages_per_second * frames / sample_rate if flooding else 0.0
             while due >= 1.0:
                 midi.write_midi_event(0, messages[counts.messages % len(messages)])
                 counts.messages += 1
@@ -136,7 +139,13 @@ def player_process(server: str, sample_rate: int, messages_per_second: int, pipe
     except Exception as error:
         pipe.send(f"the player does not start: {error}")
         os._exit(1)
-    answer_until_stop(pipe, lambda: counts)
+
+    def answer(question: str) -> PlayerCounts:
+        nonlocal flooding
+        flooding = question == "flood" or (flooding and question != "quiet")
+        return counts
+
+    answer_until_stop(pipe, answer)
     client.deactivate()
     client.close()
 
@@ -170,6 +179,17 @@ def soak(
                         return
 
 
+@contextlib.contextmanager
+def _flooded(player: Child) -> Iterator[None]:
+    """MIDI comes in meanwhile, and not before and after: RtMidi crashes when its JACK port closes under messages."""
+    player.ask("flood")
+    try:
+        yield
+    finally:
+        player.ask("quiet")
+        time.sleep(QUIET_S)
+
+
 def _server_arguments() -> tuple[str, ...]:
     """Real-time priority where this process may have it; asynchronous, since drop-outs are what is studied."""
     try:
@@ -197,7 +217,7 @@ def _settle_s(settings: SoakSettings) -> float:
 def _idle_turn(
     bundle: Bundle, settings: SoakSettings, period: int, player: Child, stop_asked: Callable[[], bool]
 ) -> Slice:
-    with Child(idle_process, PLAYER, bundle.manifest.spectral.sample_rate) as idle:
+    with Child(idle_process, PLAYER, bundle.manifest.spectral.sample_rate) as idle, _flooded(player):
         _wait(_settle_s(settings), stop_asked)
         began, played, before = time.monotonic(), player.ask(), idle.ask()
         _wait(settings.real_slice_s - _settle_s(settings), stop_asked)
@@ -224,22 +244,23 @@ def _restyle_turn(
             bundle.path, input_device=PLAYER, midi=PLAYER, provider=settings.provider, record=Path(folder) / "take"
         )
         with Performance(live) as performance:
-            first_block = time.monotonic()
-            _wait(_settle_s(settings), stop_asked, performance.poll)
-            performance.poll()
-            began, played, before = time.monotonic(), player.ask(), performance.status()
-            hops_before = sum(map(len, performance.history.hop_ms))
-
-            def look() -> None:
+            with _flooded(player):
+                first_block = time.monotonic()
+                _wait(_settle_s(settings), stop_asked, performance.poll)
                 performance.poll()
-                kib = private_memory_kib(audio_process_id())
-                if kib is not None:
-                    memory.append((round(time.monotonic() - first_block, 2), kib))
+                began, played, before = time.monotonic(), player.ask(), performance.status()
+                hops_before = sum(map(len, performance.history.hop_ms))
 
-            _wait(settings.real_slice_s - _settle_s(settings), stop_asked, look)
-            performance.poll()
-            ended, played_after, after = time.monotonic(), player.ask(), performance.status()
-            hop_ms = np.concatenate([np.zeros((0, 2), np.float32), *performance.history.hop_ms])[hops_before:, 0]
+                def look() -> None:
+                    performance.poll()
+                    kib = private_memory_kib(audio_process_id())
+                    if kib is not None:
+                        memory.append((round(time.monotonic() - first_block, 2), kib))
+
+                _wait(settings.real_slice_s - _settle_s(settings), stop_asked, look)
+                performance.poll()
+                ended, played_after, after = time.monotonic(), player.ask(), performance.status()
+                hop_ms = np.concatenate([np.zeros((0, 2), np.float32), *performance.history.hop_ms])[hops_before:, 0]
             summary = performance.stop()
         problem = summary.status.recorder_problem
     deadline_ms = 1e3 * min(period, spec.hop_samples) / spec.sample_rate
