@@ -209,8 +209,8 @@ def _draw_split(axis: Any, figures: dict[str, Any], times: Mapping[str, NDArray[
         xlabel="microseconds",
         title=f"where a hop goes; processor over graph: {figures['overhead_ratio'] - 1:+.1%} at p50",
     )
-    axis.set_xlim(0.5 * min(microseconds["p50"]), 3.0 * max(microseconds["max"]))
-    axis.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1.0, 0.25))
+    axis.set_xlim(0.5 * min(microseconds["p50"]), 10.0 * max(microseconds["max"]))
+    axis.legend(fontsize=7, loc="upper right", markerscale=0.5)
 
 
 def _draw_course(axis: Any, figures: dict[str, Any], times: Mapping[str, NDArray[np.float64]]) -> None:
@@ -222,9 +222,13 @@ def _draw_course(axis: Any, figures: dict[str, Any], times: Mapping[str, NDArray
 
 
 def _plain_ticks(axis: Any) -> None:
-    """Numbers, not powers of ten."""
-    for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        formatted(lambda value, _: f"{value:g}")
+    """Numbers, not powers of ten, at 1, 2 and 5 of each decade."""
+
+    def text(value: float, _: object) -> str:
+        return f"{value:g}" if f"{value:e}"[0] in "125" else ""
+
+    axis.yaxis.set_major_formatter(text)
+    axis.yaxis.set_minor_formatter(text)
     axis.tick_params(axis="y", which="both", labelsize=8)
 
 

@@ -29,6 +29,8 @@ PLAYER = "restyle-soak"
 POLL_S = 0.1
 SETTLE_SHARE, SETTLE_LIMIT_S = 1 / 3, 6.0
 """Part of a slice, and seconds at most, before anything counts: joining a server disturbs it, and memory warms up."""
+WARM_SHARE = 1 / 2
+"""Part of a slice after which memory should stand still: the first loud onset and the first limited hop cost once."""
 QUIET_S = 0.2
 """Time for the last messages to arrive."""
 
@@ -60,7 +62,7 @@ class Slice:
 
     ``xruns`` are the server's, heard by the player; ``own_xruns`` those that PortAudio told the client. A miss is a
     hop, or a do-nothing callback, that took longer than the server's period. ``memory_kib`` is private memory as
-    (seconds since the first block, KiB), after settling.
+    (seconds since the first block, KiB).
     """
 
     kind: str
@@ -311,6 +313,12 @@ def memory_growth(runs: list[NDArray[np.float64]]) -> dict[str, float]:
     }
 
 
+def _warm(memory_kib: list[tuple[float, float]]) -> NDArray[np.float64]:
+    """The later part of a slice's memory [n, (s, KiB)]."""
+    run = np.array(memory_kib, np.float64).reshape(-1, 2)
+    return run[run[:, 0] >= WARM_SHARE * run[-1, 0]] if len(run) else run
+
+
 def ratio(restyle: int, restyle_s: float, idle: int, idle_s: float) -> float:
     """Events per second, ours to the do-nothing client's; one is added to each count, so that nothing to nothing is 1.
 
@@ -348,7 +356,7 @@ def soak_figures(slices: list[Slice], settings: SoakSettings, sample_rate: int) 
                 name: ratio(ours[counted], ours["seconds"], idle[counted], idle["seconds"])
                 for name, counted in (("xrun_ratio", "xruns"), ("miss_ratio", "misses"))
             }
-            | {"memory": memory_growth([np.array(one.memory_kib) for one in slices if one.period_samples == period])}
+            | {"memory": memory_growth([_warm(one.memory_kib) for one in slices if one.period_samples == period])}
         )
     return {
         "minutes": settings.minutes,
