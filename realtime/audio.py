@@ -36,6 +36,10 @@ class NoDeviceError(DeviceError):
     """The machine has no audio device at all, and none was asked for by name."""
 
 
+class DeviceRateError(DeviceError):
+    """An audio device that does not run at the rate that was asked for."""
+
+
 class AudioFileError(ValueError):
     """A sound file that cannot be read or written; the text names the file and the reason."""
 
@@ -201,8 +205,8 @@ def open_duplex(
         code = error.args[1] if len(error.args) > 1 else 0
         names = device_names(source, sink)
         if code == _INVALID_RATE:
-            raise DeviceError(
-                f"{names}: cannot run at {sample_rate} Hz, the model's rate (its own is {source.sample_rate:g} Hz); "
+            raise DeviceRateError(
+                f"{names}: cannot run at {sample_rate} Hz (its own is {source.sample_rate:g} Hz); "
                 f"set the device or its server to {sample_rate} Hz, or choose another with --input and --output"
             ) from None
         if code == _INVALID_CHANNELS:
@@ -257,7 +261,8 @@ class AudioWriter:
     As a context: left by an exception (a full disk included), it leaves no file behind. One thread at a time.
     """
 
-    def __init__(self, path: Path, sample_rate: int, channels: int) -> None:
+    def __init__(self, path: Path, sample_rate: int, channels: int, subtype: str | None = None) -> None:
+        """``subtype``: libsndfile's name of the encoding, None for the usual one of the suffix."""
         suffix = path.suffix.lower()
         if suffix not in AUDIO_SUFFIXES:
             raise AudioFileError(f"{path}: '{suffix}' is none of {', '.join(AUDIO_SUFFIXES)}")
@@ -266,7 +271,9 @@ class AudioWriter:
         self.part = self._new.part
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = soundfile.SoundFile(str(self.part), "w", sample_rate, channels, subtype=_SUBTYPES[suffix])
+            self._file = soundfile.SoundFile(
+                str(self.part), "w", sample_rate, channels, subtype=subtype or _SUBTYPES[suffix]
+            )
         except (soundfile.SoundFileError, OSError, ValueError) as error:
             with contextlib.suppress(OSError):
                 self._new.discard()
@@ -292,27 +299,6 @@ class AudioWriter:
             self._new.commit()
         except (soundfile.SoundFileError, OSError) as error:
             raise AudioFileError(f"{self.path}: cannot be written ({error})") from None
-        finally:
-            self._new.discard()
-
-    def finish(self) -> int:
-        """Close the file; the frames that are really in it. Raises AudioFileError if it is no sound file."""
-        with contextlib.suppress(soundfile.SoundFileError, OSError):
-            self._file.close()
-        try:
-            return soundfile.info(str(self.part)).frames
-        except (soundfile.SoundFileError, OSError) as error:
-            raise AudioFileError(f"{self.path}: nothing could be saved ({error})") from None
-
-    def salvage(self, frames: int) -> None:
-        """Give the name to what fits, at most its first ``frames``, as a whole file. Raises AudioFileError."""
-        try:
-            if self.finish() > frames:
-                with soundfile.SoundFile(str(self.part), "r+") as file:
-                    file.truncate(frames)
-            self._new.commit()
-        except (soundfile.SoundFileError, OSError) as error:
-            raise AudioFileError(f"{self.path}: nothing could be saved ({error})") from None
         finally:
             self._new.discard()
 

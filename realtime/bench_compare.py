@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from realtime.bundle import Bundle, BundleError, read_bundle
+from realtime.bundle import Bundle, BundleError, ProviderError, read_bundle
 from realtime.show import percentiles_ms
-from realtime.stream import ProviderError, Stream, make_session
+from realtime.stream import Stream, make_session
 
 AUDIO_WORDS = ("audio", "wav", "signal", "sound", "noisy", "mix", "frame", "input", "output", "enh")
 """Parts of the names that audio usually has, the surest first."""

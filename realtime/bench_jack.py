@@ -201,7 +201,8 @@ class Musician:
 def _restyle_live(bundle: Bundle, provider: str, *arguments: str) -> Iterator[None]:
     """``restyle live`` between the musician's ports, from its first block on. Raises MeasureError."""
     command = [sys.executable, "-m", "realtime.cli", "live", "--model", str(bundle.path), "--provider", provider]
-    command += ["--input", MUSICIAN, "--midi", MUSICIAN, *arguments]
+    # The server waits for its clients, so the callback may wait for the graph: no sample depends on the machine.
+    command += ["--input", MUSICIAN, "--midi", MUSICIAN, "--patience", "5000", *arguments]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -306,6 +306,6 @@ def _draw_memory(axis: Any, figures: dict[str, Any], times: Mapping[str, NDArray
     axis.set(
         xlabel="s since the first block",
         ylabel="private memory, MiB",
-        title=f"the audio process, a line a slice; slopes {slopes} KiB/s",
+        title=f"audio and graph processes, a line a slice; slopes {slopes} KiB/s",
     )
     axis.legend(fontsize=7)

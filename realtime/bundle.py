@@ -32,6 +32,8 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_STYLES = 4096
 MAX_NAME = 200
 MAX_STATE_NUMBERS = 2**24
+"""Of all states of one channel together."""
+MAX_RANK = 32
 PARAMETER_LIMITS = {"dB": (-120.0, 60.0), "ratio": (0.0, 1.0)}
 """The widest range that a manifest may give to a parameter, by unit."""
 MODELS_DIR = Path(__file__).parent / "models"
@@ -48,6 +50,10 @@ class BundleError(ValueError):
     def __init__(self, path: Path | str, field_name: str, problem: str, remedy: str = "") -> None:
         self.path, self.field_name = Path(path), field_name
         super().__init__(f"{path}: {field_name}: {problem}" + (f" ({remedy})" if remedy else ""))
+
+
+class ProviderError(RuntimeError):
+    """A provider that was asked for and does not run; the text says why and what to do."""
 
 
 class StyleError(ValueError):
@@ -309,9 +315,11 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
             f"has a range {parameter.minimum:g}..{parameter.maximum:g} outside {low:g}..{high:g} {parameter.unit}",
         )
         need(parameter.minimum <= parameter.default <= parameter.maximum, here, "has a default outside its range")
+    numbers = 0
     for state in manifest.states:
+        numbers += math.prod(state.shape)
         need(
-            all(size > 0 for size in state.shape) and math.prod(state.shape) <= 2**24,
+            all(size > 0 for size in state.shape) and numbers <= MAX_STATE_NUMBERS,
             f"states.{state.name}.shape",
             f"{list(state.shape)} is empty or too large",
         )
@@ -346,14 +354,27 @@ def style_problem(style: Style, style_dim: int) -> tuple[str, str] | None:
 
 def _check_outline(path: Path, outline: _Outline) -> None:
     if outline.external_data:
-        raise BundleError(path, "graph", "keeps data in other files", "a model is one file; export it again")
-    strange = sorted(d for d in outline.domains if d not in ("", "ai.onnx"))
-    if strange:
         raise BundleError(
-            path, "graph", f"uses custom operators of {', '.join(map(repr, strange))}", "only standard ONNX is run"
+            path,
+            f"graph {outline.external_data[0]}",
+            "keeps data in other files",
+            "a model is one file; export it again",
         )
-    if outline.subgraphs or outline.functions:
-        raise BundleError(path, "graph", "has subgraphs or functions, which a streaming model does not need")
+    if outline.short_tensors:
+        where, numbers, size = outline.short_tensors[0]
+        raise BundleError(
+            path, f"graph {where}", f"declares {numbers} numbers in {size} bytes", "copy or export the file again"
+        )
+    for domain, node in outline.domains.items():
+        if domain not in ("", "ai.onnx"):
+            raise BundleError(path, node, f"uses custom operators of {domain!r}", "only standard ONNX is run")
+    if outline.subgraphs:
+        raise BundleError(
+            path,
+            f"graph {outline.subgraphs[0]}",
+            "has subgraphs or functions, which a streaming model does not need",
+            "a loop could run for ever; export the model again",
+        )
 
 
 def _check_tensors(path: Path, outline: _Outline, manifest: Manifest) -> None:
@@ -389,15 +410,20 @@ def _check_tensors(path: Path, outline: _Outline, manifest: Manifest) -> None:
 
 @dataclass
 class _Outline:
-    """What the checks need of an ONNX file."""
+    """What the checks need of an ONNX file; what is amiss is listed by where it was found."""
 
-    metadata: dict[str, bytes]
-    domains: set[str]
-    inputs: dict[str, tuple[int, tuple[int | None, ...]]]
-    outputs: dict[str, tuple[int, tuple[int | None, ...]]]
-    external_data: bool = False
-    subgraphs: bool = False
-    functions: bool = False
+    metadata: dict[str, bytes] = field(default_factory=dict)
+    domains: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, tuple[int, tuple[int | None, ...]]] = field(default_factory=dict)
+    outputs: dict[str, tuple[int, tuple[int | None, ...]]] = field(default_factory=dict)
+    external_data: list[str] = field(default_factory=list)
+    short_tensors: list[tuple[str, int, int]] = field(default_factory=list)
+    """With the numbers that its shape declares, and the bytes that it has."""
+    subgraphs: list[str] = field(default_factory=list)
+
+
+_TENSOR_DATA = (4, 5, 6, 7, 9, 10, 11)
+"""Fields of a tensor that hold its numbers."""
 
 
 class _WireError(ValueError):
@@ -415,6 +441,13 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
     raise _WireError("a number is too long")
+
+
+def _varints(data: memoryview) -> Iterator[int]:
+    at = 0
+    while at < len(data):
+        value, at = _varint(data, at)
+        yield value
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
@@ -452,7 +485,7 @@ def _text(data: memoryview, number: int) -> str:
 
 
 def _read_outline(data: memoryview) -> _Outline:
-    outline = _Outline({}, set(), {}, {})
+    outline = _Outline()
     graphs: list[memoryview] = []
     for number, value in _fields(data):
         if number in (7, 8, 14, 25) and not isinstance(value, memoryview):
@@ -460,11 +493,11 @@ def _read_outline(data: memoryview) -> _Outline:
         if number == 7:
             graphs.append(value)  # pyright: ignore[reportArgumentType]
         elif number == 8:
-            outline.domains.add(_text(value, 1))  # pyright: ignore[reportArgumentType]
+            outline.domains.setdefault(_text(value, 1), "opset_import")  # pyright: ignore[reportArgumentType]
         elif number == 14:
             outline.metadata[_text(value, 1)] = next((bytes(v) for v in _messages(value, 2)), b"")  # pyright: ignore[reportArgumentType]
-        elif number == 25:
-            outline.functions = True
+        elif number in (20, 25):  # training graphs, functions
+            outline.subgraphs.append("of the model itself")
     if len(graphs) != 1:
         raise _WireError("it has no graph" if not graphs else "it has several graphs")
     for number, value in _fields(graphs[0]):
@@ -473,7 +506,7 @@ def _read_outline(data: memoryview) -> _Outline:
         if number == 1:
             _read_node(value, outline)
         elif number == 5:
-            _read_tensor(value, outline)
+            _read_tensor(value, f"initializer '{_text(value, 8)}'", outline)
         elif number == 15:
             raise _WireError("it has sparse tensors")
         elif number in (11, 12):
@@ -483,19 +516,34 @@ def _read_outline(data: memoryview) -> _Outline:
 
 
 def _read_node(node: memoryview, outline: _Outline) -> None:
-    outline.domains.add(_text(node, 7))
+    kind = _text(node, 4)
+    outline.domains[_text(node, 7)] = f"graph node '{kind}'"
     for attribute in _messages(node, 5):
         for number, value in _fields(attribute):
             if number in (5, 10) and isinstance(value, memoryview):
-                _read_tensor(value, outline)
+                _read_tensor(value, f"node '{kind}', attribute '{_text(attribute, 1)}'", outline)
             elif number in (6, 11):
-                outline.subgraphs = True
+                outline.subgraphs.append(f"node '{kind}'")
+            elif number in (22, 23):
+                raise _WireError("it has sparse tensors")
 
 
-def _read_tensor(tensor: memoryview, outline: _Outline) -> None:
+def _read_tensor(tensor: memoryview, where: str, outline: _Outline) -> None:
+    numbers, size, rank = 1, 0, 0
     for number, value in _fields(tensor):
         if number == 13 or (number == 14 and value != 0):
-            outline.external_data = True
+            outline.external_data.append(where)
+        elif number == 1:  # one dimension, or a list of them
+            for dim in _varints(value) if isinstance(value, memoryview) else (value,):
+                numbers *= dim
+                rank += 1
+                if rank > MAX_RANK:
+                    raise _WireError(f"{where} has more than {MAX_RANK} dimensions")
+        elif number in _TENSOR_DATA:
+            size += len(value) if isinstance(value, memoryview) else 1
+    # Two to a byte is the densest that there is.
+    if numbers > 2 * size:
+        outline.short_tensors.append((where, numbers, size))
 
 
 def _read_value_info(info: memoryview) -> tuple[str, int, tuple[int | None, ...]]:

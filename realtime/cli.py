@@ -191,6 +191,17 @@ def live(
         Path | None, typer.Option(help="Perform a sound file at real-time pace instead of a device.")
     ] = None,
     loop: Annotated[bool, typer.Option(help="Play the clip round and round.")] = False,
+    inference: Annotated[
+        str,
+        typer.Option(
+            help="Where the graph runs: 'worker', a process that the audio callback waits for; 'deferred', one whose "
+            "answer it takes a hop later, for the smallest blocks; 'callback', in the callback itself."
+        ),
+    ] = "worker",
+    patience: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="MS", help="How long to wait for a hop before the dry signal takes its place."),
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time; default: at Ctrl-C.")] = None,
 ) -> None:
     """Perform: audio in, restyled audio out, MIDI in command. Ctrl-C ends.
@@ -224,6 +235,8 @@ def live(
             record=record,
             clip=clip,
             loop=loop,
+            inference=inference,
+            patience_ms=patience,
         )
         try:
             _perform(Performance(settings), console, seconds)
@@ -315,12 +328,11 @@ def render(
     from rich.progress import Progress
 
     from realtime.audio import AudioFileError
-    from realtime.bundle import BundleError, StyleError, read_bundle
+    from realtime.bundle import BundleError, ProviderError, StyleError, read_bundle
     from realtime.controls import Performer, select_mix
     from realtime.learned import LearnError, add_styles
     from realtime.midi import MidiError, MidiMap, read_midi_file
     from realtime.render import plan_files, render_file
-    from realtime.stream import ProviderError
 
     console = Console(stderr=True)
     done, failed = [], []
@@ -384,6 +396,57 @@ def render(
 
 
 @app.command()
+def replay(
+    show: Annotated[Path, typer.Argument(help="Folder that 'restyle live --record' left.")],
+    out: Annotated[Path | None, typer.Option(help="Write what is played to this WAV file.")] = None,
+    model: Annotated[Path | None, typer.Option(help="The show's model file, if it is no longer where it was.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A recorded show again, sample for sample: the same input, controls and faults through the same engine.
+
+    Exit code 0 when every sample is the recorded one, 1 otherwise.
+
+    Example: restyle replay take1 --out again.wav
+    """
+    from rich.progress import Progress
+
+    from realtime.audio import AudioFileError
+    from realtime.bundle import BundleError
+    from realtime.replay import ShowError, find_model, read_show
+    from realtime.replay import replay as play_again
+
+    try:
+        found = read_show(show)
+        bundle = find_model(found, model)
+        with Progress(console=Console(stderr=True), transient=True, disable=as_json) as progress:
+            task = progress.add_task(escape(show.name), total=found.frames)
+            result = play_again(found, bundle, out, lambda at, _: progress.update(task, completed=at))
+    except (ShowError, BundleError, AudioFileError) as error:
+        raise _fail("cannot replay", error) from None
+    if as_json:
+        print(json.dumps({**asdict(result), "whole": found.whole, "dropped_frames": found.dropped_frames}))
+    else:
+        rate = found.heading.sample_rate
+        print(
+            f"{result.frames / rate:.2f} s, {result.fault_hops} dry hops and {result.outages} outages as recorded"
+            + ("" if found.whole else "; the recording was cut off")
+        )
+        if result.equal == result.compared:
+            print(f"all {result.compared} samples are the recorded ones")
+        else:
+            print(
+                f"{result.compared - result.equal} of {result.compared} samples differ, the first at "
+                f"{(result.first_difference or 0) / rate:.3f} s, by {result.largest_difference:.2g} at most"
+            )
+        if found.dropped_frames:
+            print(f"the disk was too slow for {found.dropped_frames} frames, which are missing from the recording")
+        if out is not None:
+            print(f"left: {out}")
+    if result.equal != result.compared:
+        raise typer.Exit(1)
+
+
+@app.command()
 def bench(
     model: Annotated[Path | None, typer.Argument(help="Model file; default: the shipped one.")] = None,
     provider: ProviderOption = "cpu",
@@ -417,9 +480,8 @@ def bench(
     from realtime.bench import BenchSettings, MeasureError, append_log, measure
     from realtime.bench_compare import CompareError, CompareSettings
     from realtime.bench_report import draw, table
-    from realtime.bundle import BundleError
+    from realtime.bundle import BundleError, ProviderError
     from realtime.files import NewFile, check_writable
-    from realtime.stream import ProviderError
 
     console = Console()
     for path in (json_path, plot, log):
@@ -505,6 +567,64 @@ def _soak(model: Path, provider: str, minutes: float, write_json: Callable[[dict
     if "soak" not in figures:
         raise MeasureError("the soak was ended before its first slice was over")
     return figures
+
+
+@app.command()
+def check(
+    model: ModelOption = None,
+    input_: Annotated[str | None, typer.Option("--input", help="Audio input: index or part of the name.")] = None,
+    output: Annotated[str | None, typer.Option(help="Audio output: index or part of the name.")] = None,
+    channels: Annotated[int, typer.Option(min=1, max=64, help="Input channels to restyle.")] = 1,
+    block: Annotated[
+        int, typer.Option(min=0, max=8192, help="Block in samples; 0: one hop, with JACK the server's period.")
+    ] = 0,
+    midi: Annotated[
+        str | None, typer.Option(help="MIDI port (index, part of the name, 'virtual') or file; default: all ports.")
+    ] = None,
+    midi_map: Annotated[Path | None, typer.Option("--map", help="TOML file: which controller moves what.")] = None,
+    provider: ProviderOption = "cpu",
+    record: Annotated[Path | None, typer.Option(help="Folder that 'live' would record into.")] = None,
+    seconds: Annotated[float, typer.Option(min=1.0, max=3600.0, help="How long to play for the time per hop.")] = 30.0,
+    as_json: JsonOption = False,
+) -> None:
+    """The sound check before doors: one line each for what 'live' needs, pass, warn or fail, and what to do.
+
+    It plays at -60 dB through the real devices. Exit code 0 when nothing failed, 1 otherwise.
+
+    Example: restyle check --input scarlett --midi pad --record take1
+    """
+    from realtime.bundle import BundleError
+    from realtime.check import sound_check
+    from realtime.live import LiveSettings
+    from realtime.midi import MidiError, MidiMap
+
+    console, colours = Console(stderr=as_json), {"pass": "green", "warn": "yellow", "fail": "red"}
+    findings = []
+    try:
+        settings = LiveSettings(
+            model=_model(model),
+            input_device=input_,
+            output_device=output,
+            channels=channels,
+            block=block,
+            midi=midi,
+            midi_map=MidiMap.load(midi_map) if midi_map else MidiMap(),
+            provider=provider,
+            record=record,
+        )
+        with console.status(f"checking, of which {seconds:g} s playing"):
+            for finding in sound_check(settings, seconds):
+                findings.append(finding)
+                if not as_json:
+                    console.print(f"[{colours[finding.verdict]}]{finding.verdict}[/]  {finding.id:<9}", end="")
+                    console.print(finding.text + (f" -> {finding.remedy}" if finding.remedy else ""), **PLAIN)
+    except (BundleError, MidiError) as error:
+        raise _fail("cannot check", error) from None
+    failed = [finding.id for finding in findings if finding.verdict == "fail"]
+    if as_json:
+        print(json.dumps({"passed": not failed, "findings": [asdict(finding) for finding in findings]}))
+    if failed:
+        raise typer.Exit(1)
 
 
 def main() -> None:

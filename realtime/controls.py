@@ -12,6 +12,8 @@ from realtime.bundle import Manifest, Parameter, Style, StyleError, blend_vector
 
 TARGET_LOUDNESS_LUFS = -20.0
 MAX_LEVEL_MATCH_DB = 18.0
+CONTROL_NUMBERS = 4
+"""Of a packed snapshot, before its style vector."""
 
 PARAMETERS: tuple[Parameter, ...] = (
     Parameter("dry_wet", "Dry/wet", 0.0, 1.0, 1.0, "ratio"),
@@ -38,14 +40,14 @@ class Controls:
     output_gain_db: float = 0.0
 
     def pack(self) -> NDArray[np.float64]:
-        """As numbers for a mailbox, [4 + style_dim]."""
+        """As numbers for a mailbox, [CONTROL_NUMBERS + style_dim]."""
         head = (self.level_gain_db, self.dry_wet, self.input_gain_db, self.output_gain_db)
         return np.concatenate([head, self.style]).astype(np.float64)
 
     @classmethod
     def unpack(cls, values: NDArray[np.float64]) -> Controls:
-        level, dry_wet, input_gain, output_gain = values[:4].tolist()
-        return cls(values[4:].astype(np.float32), level, dry_wet, input_gain, output_gain)
+        level, dry_wet, input_gain, output_gain = values[:CONTROL_NUMBERS].tolist()
+        return cls(values[CONTROL_NUMBERS:].astype(np.float32), level, dry_wet, input_gain, output_gain)
 
 
 def level_gain_db(loudness_lufs: float) -> float:

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from realtime.audio import (
     AudioFileError,
     Device,
     DeviceError,
+    DeviceRateError,
     NoDeviceError,
     device_names,
     file_info,
@@ -37,19 +38,27 @@ from realtime.audio import (
     portaudio,
     read_blocks,
 )
-from realtime.bundle import BundleError, read_bundle
+from realtime.bundle import BundleError, ProviderError, read_bundle
 from realtime.controls import Controls
 from realtime.processor import Processor, RateError
+from realtime.resample import RateAdapter, at_rate
 from realtime.ring import Mailbox, Ring
-from realtime.stream import ProviderError
+from realtime.show import pack_event
+from realtime.worker import PATIENCE_SHARE, Link, RemoteStream, be_urgent
 
 MAX_BLOCK = 8192
+RISE_SAMPLES = 2048
+RETRY_S = 0.2
 HOP_FIELDS = ("hop_ms", "graph_ms")
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """All that the audio process needs to know; ``clip`` plays a file at its own pace instead of a device."""
+    """All that the audio process needs to know; ``clip`` plays a file at its own pace instead of a device.
+
+    ``link`` leads to the graph's workers; without it, the graph runs in the audio callback. One that takes the place
+    of an audio process that is gone is ``returning``: it waits for its device, and counts on from ``start_frames``.
+    """
 
     model: Path
     provider: str
@@ -63,6 +72,15 @@ class EngineSettings:
     meters_name: str
     hops_name: str
     sound_name: str | None
+    journal_name: str | None = None
+    link: Link | None = None
+    deferred: bool = False
+    patience_ms: float | None = None
+    start_frames: int = 0
+    returning: bool = False
+
+
+COUNTS = ("xruns", "misses", "bad_input_hops", "bad_output_hops", "late_hops", "errors")
 
 
 @dataclass(frozen=True)
@@ -78,10 +96,16 @@ class EngineMeters:
     misses: float = 0.0
     bad_input_hops: float = 0.0
     bad_output_hops: float = 0.0
+    late_hops: float = 0.0
     errors: float = 0.0
 
     def pack(self) -> NDArray[np.float64]:
         return np.array(list(vars(self).values()), dtype=np.float64)
+
+    def plus(self, later: EngineMeters) -> EngineMeters:
+        """``later`` with what an earlier audio process counted added to its counts."""
+        counts = {name: getattr(self, name) + getattr(later, name) for name in COUNTS}
+        return replace(later, **counts)
 
     @classmethod
     def unpack(cls, values: NDArray[np.float64]) -> EngineMeters:
@@ -97,38 +121,55 @@ class Engine:
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self.bundle = read_bundle(settings.model)
-        self.processor = Processor(self.bundle, settings.provider)
-        self.sample_rate = self.bundle.manifest.spectral.sample_rate
+        self._remote = RemoteStream(self.bundle.manifest, settings.link, settings.deferred) if settings.link else None
+        self.processor = Processor(self.bundle, settings.provider, stream=self._remote)
+        self.model_rate = self.bundle.manifest.spectral.sample_rate
         channels = settings.channels
-        self.processor.prepare(self.sample_rate, MAX_BLOCK, channels)
+        self.use_rate(self.model_rate)
         # Shared memory comes last: nothing after it can fail and leave it open.
         self._controls = Mailbox.attach(settings.controls_name)
         self._meters = Mailbox.attach(settings.meters_name)
         self._hops = Ring.attach(settings.hops_name)
         self._sound = Ring.attach(settings.sound_name) if settings.sound_name else None
+        self._journal = Ring.attach(settings.journal_name) if settings.journal_name else None
+        if self._journal is not None:
+            self.processor.journal = []
+            self._tell("start", settings.start_frames)
         self.processor.controls = Controls.unpack(self._controls.read())
         self.processor.reset()
         self._in = np.zeros((channels, MAX_BLOCK), np.float32)
         self.out = np.zeros((channels, MAX_BLOCK), np.float32)
         self._record = np.zeros((MAX_BLOCK, 2 * channels), np.float32)
         self._hop_budget_ms = 1e3 * self.bundle.manifest.spectral.hop_seconds
-        self.frames = 0
+        self._block_samples = 0
+        self.frames = settings.start_frames
         self.xruns = 0
         self.misses = 0
         self.errors = 0
+
+    def use_rate(self, sample_rate: int) -> None:
+        """Play at this rate from now on; not while the stream runs. Raises RateError."""
+        self.sample_rate = sample_rate
+        self.plugin: Processor | RateAdapter = at_rate(self.processor, sample_rate)
+        self.plugin.prepare(sample_rate, MAX_BLOCK, self.settings.channels)
 
     def run_block(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """block [channels, up to MAX_BLOCK] -> the same shape, valid until the next call. Never raises, never waits."""
         samples = block.shape[1]
         out = self.out[:, :samples]
+        if samples != self._block_samples:
+            self._expect(samples)
         if self._controls.changed():
             self.processor.controls = Controls.unpack(self._controls.read())
         try:
-            self.processor.process(block, out)
+            self.plugin.process(block, out)
         except Exception:
             # Silence for one block beats an audio thread that is gone; the count is shown.
             self.errors += 1
             out[:] = 0.0
+            self._tell("error", self.frames)
+        if self.settings.returning:
+            rise(out, self.frames - self.settings.start_frames)
         self.frames += samples
         self._report(samples)
         if self._sound is not None:
@@ -136,11 +177,44 @@ class Engine:
             self._record[:samples, :channels] = block.T
             self._record[:samples, channels:] = out.T
             self._sound.push(self._record[:samples])
+        if self.processor.journal:
+            self._tell_journal()
         return out
+
+    @property
+    def deferred_samples(self) -> int:
+        """How much later than in the callback the graph's answers are taken."""
+        return self.processor.latency_samples - self.bundle.manifest.latency_samples
+
+    @property
+    def ready(self) -> bool:
+        """Whether the graph is loaded."""
+        return self._remote is None or self._remote.ready
+
+    def _expect(self, samples: int) -> None:
+        """Blocks have another length now, and so has the time for a hop."""
+        self._block_samples = samples
+        if self._remote is not None:
+            span_s = min(samples / self.sample_rate, self.processor.hop_samples / self.model_rate)
+            patience_ms = self.settings.patience_ms
+            self._remote.timeout_s = PATIENCE_SHARE * span_s if patience_ms is None else 1e-3 * patience_ms
+
+    def _tell(self, kind: str, at: int, controls: Controls | None = None) -> None:
+        if self._journal is not None:
+            self._journal.push(pack_event(kind, at, controls, self.bundle.manifest.style_dim))
+
+    def _tell_journal(self) -> None:
+        """Controls taken and faults of the last block, for the recorder."""
+        journal, self.processor.journal = self.processor.journal or [], []
+        for hop, what in journal:
+            if isinstance(what, str):
+                self._tell(what, hop)
+            else:
+                self._tell("controls", hop, what)
 
     def _report(self, samples: int) -> None:
         meters = self.processor.meters
-        times = self.processor.take_hop_times()
+        times = self.plugin.take_hop_times()
         if len(times):
             self.misses += int((times[:, 0] > self._hop_budget_ms).sum())
             self._hops.push(times)
@@ -156,6 +230,7 @@ class Engine:
                     self.misses,
                     meters.bad_input_hops,
                     meters.bad_output_hops,
+                    meters.late_hops,
                     self.errors,
                 )
             )
@@ -178,9 +253,17 @@ class Engine:
             at += count
 
     def close(self) -> None:
-        for shared in (self._controls, self._meters, self._hops, self._sound):
+        for shared in (self._controls, self._meters, self._hops, self._sound, self._journal, self._remote):
             if shared is not None:
                 shared.close()
+
+
+def rise(out: NDArray[np.float32], done: int) -> None:
+    """Fade in place [channels, n] what starts anew in the middle of a performance, ``done`` samples after its start."""
+    left = RISE_SAMPLES - done
+    if left > 0:
+        count = min(left, out.shape[1])
+        out[:, :count] *= np.arange(done, done + count, dtype=np.float32) / np.float32(RISE_SAMPLES)
 
 
 def engine_process(settings: EngineSettings, pipe: Connection) -> None:
@@ -194,6 +277,9 @@ def engine_process(settings: EngineSettings, pipe: Connection) -> None:
         gc.disable()
         sys.setswitchinterval(5e-4)
         warnings.simplefilter("ignore", RuntimeWarning)  # bad numbers are counted; to print them would take time
+        while not engine.ready:
+            if _stop_asked(pipe, 0.005):
+                return
         if settings.clip is not None:
             _play_clip(engine, settings.clip, pipe)
         else:
@@ -252,25 +338,55 @@ def device_latency_samples(host_api: str, latency_s: tuple[float, float], sample
     return round(latency_s[0] * sample_rate), round(latency_s[1] * sample_rate)
 
 
-def _play_device(engine: Engine, pipe: Connection) -> None:
+def _open_device(engine: Engine) -> tuple[Any, Device, Device, int]:
+    """The running stream, its devices and the length of its blocks. Raises DeviceError."""
     settings = engine.settings
     sd = portaudio(CLIENT_NAME)
     source, sink = choose_devices(settings)
-    block = settings.block
-    if not block and "JACK" not in source.host_api:
+    jack, own_rate = "JACK" in source.host_api, round(source.sample_rate)
+
+    def open_at(rate: int) -> tuple[Any, int]:
+        if rate != engine.sample_rate:
+            engine.use_rate(rate)
         # JACK sets the length itself, and any fixed one would add its own delay there.
-        block = engine.processor.hop_samples
-    stream = open_duplex(sd, source, sink, engine.sample_rate, block, settings.channels, engine.on_audio)
-    with contextlib.suppress(Exception):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(20))
+        hop_samples = round(engine.processor.hop_samples * rate / engine.model_rate)
+        block = settings.block or (0 if jack else hop_samples)
+        return open_duplex(sd, source, sink, rate, block, settings.channels, engine.on_audio), block
+
+    try:
+        # A JACK server has one rate; other devices often have several.
+        stream, block = open_at(own_rate if jack else engine.model_rate)
+    except DeviceRateError:
+        if own_rate == engine.sample_rate:
+            raise
+        stream, block = open_at(own_rate)
     try:
         stream.start()
     except sd.PortAudioError as error:
+        stream.close()
         raise DeviceError(f"{device_names(source, sink)}: cannot be started: {error.args[0]}") from None
+    return stream, source, sink, block
+
+
+def _play_device(engine: Engine, pipe: Connection) -> None:
+    settings = engine.settings
+    be_urgent()
+    while True:
+        try:
+            stream, source, sink, block = _open_device(engine)
+            break
+        except DeviceError:
+            if not settings.returning:
+                raise
+            if _stop_asked(pipe, RETRY_S):
+                return
     ready = {
         "input": asdict(source),
         "output": asdict(sink),
         "block": block,
+        "sample_rate": engine.sample_rate,
+        "latency_samples": engine.plugin.latency_samples,
+        "deferred_samples": engine.deferred_samples,
         "device_samples": device_latency_samples(source.host_api, stream.latency, engine.sample_rate),
     }
     pipe.send(("ready", ready))
@@ -298,10 +414,13 @@ def _play_clip(engine: Engine, clip: Path, pipe: Connection) -> None:
     audio = np.ascontiguousarray(np.resize(audio, (settings.channels, audio.shape[1])), dtype=np.float32)
     total = math.ceil((audio.shape[1] + engine.processor.latency_samples) / block) * block
     audio = np.pad(audio, ((0, 0), (0, total - audio.shape[1])))
-    with contextlib.suppress(Exception):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(20))
-    pipe.send(("ready", {"clip": str(clip), "block": block}))
-    start, at, played = time.perf_counter(), 0, 0
+    be_urgent()
+    pipe.send(
+        ("ready", {"clip": str(clip), "block": block, "sample_rate": rate, "deferred_samples": engine.deferred_samples})
+    )
+    at = settings.start_frames // block * block
+    at = at % total if settings.loop else min(at, total)
+    start, played = time.perf_counter(), 0
     while at < total:
         wait = start + (played + block) / rate - time.perf_counter()
         if wait > 0:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import logging
 import multiprocessing
-import signal
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,18 +21,33 @@ from realtime.bundle import DEMO_CLIP, DEMO_MIDI, read_bundle
 from realtime.controls import Performer, select_mix
 from realtime.engine import HOP_FIELDS, METER_COUNT, EngineMeters, EngineSettings, engine_process
 from realtime.learned import add_styles
-from realtime.midi import MidiInputs, MidiMap, apply, decode, read_midi_file
+from realtime.midi import MidiError, MidiInputs, MidiMap, apply, decode, read_midi_file
 from realtime.ring import Mailbox, Ring
-from realtime.show import History, Recorder, draw_performance, percentiles_ms
+from realtime.show import (
+    SHOW_FORMAT,
+    History,
+    Recorder,
+    ShowHeading,
+    draw_performance,
+    event_width,
+    percentiles_ms,
+)
+from realtime.worker import Workers, interrupts_held
 
 logger = logging.getLogger(__name__)
 
+INFERENCES = ("worker", "deferred", "callback")
 SOUND_RING_SECONDS = 10
+JOURNAL_RING = 4096
 HOP_RING = 16_384
 STATUS_HOPS = 4_000
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 2.0
 STALE_S = 2.0
+RETURN_TIMEOUT_S = 5.0
+SHORTEST_LIFE_S = 2.0
+LIVES = 3
+"""So many audio processes in a row may end within SHORTEST_LIFE_S; then it is not the device that is wrong."""
 
 
 class PerformanceError(RuntimeError):
@@ -50,7 +63,9 @@ class LiveSettings:
     """What to perform with.
 
     ``learned`` are style files; ``midi`` is a port (index, part of the name, 'virtual') or a MIDI file; None is all
-    ports.
+    ports. ``inference``: where the graph runs, in a 'worker' that the audio callback waits for, in one whose answer it
+    takes a hop later ('deferred'), or in the 'callback' itself; ``patience_ms``: how long it waits for a hop, None for
+    most of the time that there is.
     """
 
     model: Path
@@ -68,6 +83,12 @@ class LiveSettings:
     record: Path | None = None
     clip: Path | None = None
     loop: bool = False
+    inference: str = "worker"
+    patience_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.inference not in INFERENCES:
+            raise PerformanceError(f"inference '{self.inference}' is none of {', '.join(INFERENCES)}")
 
     def without_device(self) -> LiveSettings:
         """The same performance on the bundled clip, with the bundled MIDI file unless another MIDI was asked for."""
@@ -92,6 +113,10 @@ class Status:
     recorded_seconds: float | None
     recorder_problem: str
     dropped_frames: int
+    restarts: int = 0
+    outages: int = 0
+    waiting_s: float | None = None  # for the audio device, since it went away
+    last_event: Event | None = None
 
     @property
     def headroom(self) -> float:
@@ -107,17 +132,12 @@ class Summary:
     files: tuple[Path, ...]
 
 
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits: a process started meanwhile never hears it, and no call to a JACK server breaks off halfway."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+@dataclass(frozen=True)
+class Event:
+    """Something that went wrong, or came back: seconds since the start, and what."""
+
+    seconds: float
+    text: str
 
 
 class Performance:
@@ -143,6 +163,8 @@ class Performance:
         self.history = History()
         self.ready: dict[str, Any] = {}
         self._recent: deque[float] = deque(maxlen=STATUS_HOPS)
+        self.events: list[Event] = []
+        self.outages = 0
 
     def _midi_file_events(self) -> list[tuple[float, bytes]] | None:
         """The events of the MIDI file that performs, None where MIDI comes from ports."""
@@ -154,6 +176,11 @@ class Performance:
     def __enter__(self) -> Self:
         settings, spec = self.settings, self.manifest.spectral
         self._sound: Ring | None = None
+        self._journal: Ring | None = None
+        self._workers: Workers | None = None
+        self._lost_at: float | None = None
+        self._short_lives = 0
+        self._past = EngineMeters()
         try:
             with ExitStack() as shared:
                 self._controls = shared.enter_context(Mailbox.create(4 + self.manifest.style_dim))
@@ -162,6 +189,8 @@ class Performance:
                 if settings.record is not None:
                     frames = SOUND_RING_SECONDS * spec.sample_rate
                     self._sound = shared.enter_context(Ring.create(frames, 2 * settings.channels))
+                    width = event_width(self.manifest.style_dim)
+                    self._journal = shared.enter_context(Ring.create(JOURNAL_RING, width))
                 self._shared = shared.pop_all()
         except OSError as error:
             raise PerformanceError(f"there is no room for shared memory: {error.strerror}") from None
@@ -179,8 +208,40 @@ class Performance:
         return self
 
     def _start(self) -> None:
-        settings, spec = self.settings, self.manifest.spectral
+        settings = self.settings
         self._send_controls()
+        # A fresh interpreter: a fork would inherit threads and libraries of this one.
+        self._context = multiprocessing.get_context("spawn")
+        if settings.inference != "callback":
+            try:
+                self._workers = Workers(
+                    self._context, settings.model, settings.provider, self.bundle, settings.channels
+                )
+            except OSError as error:
+                raise PerformanceError(f"there is no room for shared memory: {error.strerror}") from None
+            self._workers.start(0)
+        self._start_engine(0, returning=False)
+        with interrupts_held():
+            if self._events is None:
+                self._inputs = MidiInputs(settings.midi, self._on_midi)
+        if self._workers is not None:
+            problem = self._workers.await_ready()
+            if problem:
+                raise PerformanceError(problem)
+        self._await_ready()
+        if self._sound is not None and self._journal is not None and settings.record is not None:
+            # Not before there is sound: a start that fails leaves an earlier recording alone.
+            self._recorder = Recorder(self._sound, self._journal, settings.record, self._heading())
+        if self._workers is not None:
+            self._workers.start_spare()
+        sys.setswitchinterval(1e-3)
+        if self._events is not None:
+            self._player = threading.Thread(target=self._play_events, name="midi-file", daemon=True)
+            self._player.start()
+
+    def _start_engine(self, start_frames: int, returning: bool) -> None:
+        """Start an audio process; it says 'ready' when there is sound."""
+        settings = self.settings
         engine_settings = EngineSettings(
             model=settings.model,
             provider=settings.provider,
@@ -194,37 +255,47 @@ class Performance:
             meters_name=self._meters.name,
             hops_name=self._hops.name,
             sound_name=None if self._sound is None else self._sound.name,
+            journal_name=None if self._journal is None else self._journal.name,
+            link=None if self._workers is None else self._workers.link,
+            deferred=settings.inference == "deferred",
+            patience_ms=settings.patience_ms,
+            start_frames=start_frames,
+            returning=returning,
         )
-        # A fresh interpreter: a fork would inherit threads and libraries of this one.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=engine_process, args=(engine_settings, theirs), name="restyle-audio")
-        with _interrupts_held():
+        self._pipe, theirs = self._context.Pipe()
+        self._process = self._context.Process(
+            target=engine_process, args=(engine_settings, theirs), name="restyle-audio"
+        )
+        self._engine_started_at = time.monotonic()
+        with interrupts_held():
             self._process.start()
-            theirs.close()
-            if self._events is None:
-                self._inputs = MidiInputs(settings.midi, self._on_midi)
-        self._await_ready()
-        if self._sound is not None and settings.record is not None:
-            # Not before there is sound: a start that fails leaves an earlier recording alone.
-            self._recorder = Recorder(self._sound, settings.record, spec.sample_rate, settings.channels)
-        sys.setswitchinterval(1e-3)
-        if self._events is not None:
-            self._player = threading.Thread(target=self._play_events, name="midi-file", daemon=True)
-            self._player.start()
+        theirs.close()
+
+    def _heading(self) -> ShowHeading:
+        manifest = self.manifest
+        return ShowHeading(
+            show_format=SHOW_FORMAT,
+            model=manifest.name,
+            model_path=str(self.settings.model.resolve()),
+            model_sha256=hashlib.sha256(self.settings.model.read_bytes()).hexdigest(),
+            sample_rate=self.sample_rate,
+            channels=self.settings.channels,
+            deferred_hops=int(self.settings.inference == "deferred"),
+            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        )
 
     def _await_ready(self) -> None:
         if not self._pipe.poll(START_TIMEOUT_S):
             raise PerformanceError(f"the audio process did not start within {START_TIMEOUT_S:g} s")
         self._hear(self._receive())
-        self.started_at = time.monotonic()
+        self.started_at = self._engine_started_at = time.monotonic()
 
     def _receive(self) -> tuple[str, Any]:
         try:
             return self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join(STOP_TIMEOUT_S)
-            return "error", f"the audio process died (exit code {self._process.exitcode})"
+            return "died", f"the audio process died (exit code {self._process.exitcode})"
 
     def _hear(self, message: tuple[str, Any]) -> bool:
         """What the audio process says; True when the performance is over."""
@@ -240,6 +311,11 @@ class Performance:
         return False
 
     @property
+    def sample_rate(self) -> int:
+        """Of what is played and recorded: the device's, in Hz."""
+        return int(self.ready.get("sample_rate", self.manifest.spectral.sample_rate))
+
+    @property
     def midi_names(self) -> list[str]:
         """Where MIDI comes from now: ports come and go."""
         if self._events is not None:
@@ -253,6 +329,8 @@ class Performance:
         message = decode(data)
         if message is None:
             return
+        if self._recorder is not None:
+            self._recorder.note({"frame": self._frames, "midi": data.hex(" ")})
         with self._lock:
             if apply(message, self.performer, self.settings.midi_map):
                 self._send_controls()
@@ -265,24 +343,102 @@ class Performance:
                 return
             self._on_midi(data)
 
+    @property
+    def _frames(self) -> int:
+        """How far the performance is, in samples."""
+        return int(self._meters.read()[0])
+
     def _note_mix(self) -> None:
         mix = {style.label: weight for style, weight in self.performer.mix().items()}
-        self.history.note(int(EngineMeters.unpack(self._meters.read()).frames), mix)
+        self.history.note(self._frames, mix)
 
     def poll(self) -> bool:
-        """Collect what the audio process has to say; True when it has ended. Raises PerformanceError when it failed."""
+        """Collect what the processes have to say, and replace what died; True when the performance has ended.
+
+        Raises PerformanceError when it cannot go on. Call it about ten times a second.
+        """
         self._drain_hops()
         with self._lock:
             self._note_mix()
+        if self._workers is not None:
+            for text in self._workers.watch():
+                self._happened(text)
         alive = self._process.is_alive()  # before the pipe: its last words come first
         if self._pipe.poll():
-            return self._hear(self._receive())
-        if not alive:
-            raise PerformanceError(f"the audio process died (exit code {self._process.exitcode})")
-        alive_at = EngineMeters.unpack(self._meters.read()).alive_at or self.started_at
-        if time.monotonic() - alive_at > STALE_S:
-            raise PerformanceError(f"no audio for {STALE_S:g} s: the device or its server has stopped")
+            message = self._receive()
+            if message[0] == "ready" and self._lost_at is not None:
+                self._is_back(message[1])
+            elif message[0] in ("ready", "ended"):
+                return self._hear(message)
+            else:
+                self._lose_audio(*message)
+        elif not alive:
+            self._lose_audio("died", f"the audio process died (exit code {self._process.exitcode})")
+        elif self._lost_at is not None:
+            if time.monotonic() - self._engine_started_at > RETURN_TIMEOUT_S:
+                self._restart_engine()  # PortAudio waits for ever for a server that does not answer
+        else:
+            alive_at = EngineMeters.unpack(self._meters.read()).alive_at
+            if time.monotonic() - max(alive_at, self._engine_started_at) > STALE_S:
+                self._lose_audio("stale", f"no audio for {STALE_S:g} s: the device or its server has stopped")
+            elif self._events is None and self._inputs is None:
+                self._reopen_midi()
         return False
+
+    def _reopen_midi(self) -> None:
+        """After a JACK server came back; until then, try again at every look."""
+        try:
+            with interrupts_held():
+                self._inputs = MidiInputs(self.settings.midi, self._on_midi)
+        except MidiError as error:
+            logger.debug("%s", error)
+        else:
+            self._happened(f"MIDI is heard again: {', '.join(self.midi_names) or 'no port'}")
+
+    def _happened(self, text: str) -> None:
+        """Note an event, for the panel and the journal."""
+        self.events.append(Event(time.monotonic() - self.started_at, text))
+        logger.warning("%s", text)
+        if self._recorder is not None:
+            self._recorder.note({"frame": self._frames, "note": text})
+
+    def _lose_audio(self, kind: str, text: str) -> None:
+        """The audio process is gone or useless: another one, which waits until there is a device again."""
+        lived = time.monotonic() - self._engine_started_at
+        self._short_lives = self._short_lives + 1 if lived < SHORTEST_LIFE_S else 0
+        if self._short_lives >= LIVES:
+            raise PerformanceError(text)
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
+            self.outages += 1
+        self._happened(text)
+        with self._lock:
+            self.performer.release_all()
+            self.performer.pedal(down=False)
+            self._send_controls()
+        if kind != "died" and self._inputs is not None and self._inputs.uses_jack:
+            # RtMidi stays silent on a server that has gone.
+            self._inputs.abandon()
+            self._inputs = None
+        self._restart_engine()
+
+    def _restart_engine(self) -> None:
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join(STOP_TIMEOUT_S)
+        self._pipe.close()
+        meters = EngineMeters.unpack(self._meters.read())
+        self._past = self._past.plus(meters)
+        frames = int(meters.frames) if self._sound is None else self._sound.written
+        self._meters.write(EngineMeters(frames=frames).pack())
+        self._start_engine(frames, returning=True)
+
+    def _is_back(self, ready: dict[str, Any]) -> None:
+        assert self._lost_at is not None
+        self.ready = ready
+        self._happened(f"audio is back after {time.monotonic() - self._lost_at:.1f} s")
+        self._lost_at = None
+        self._engine_started_at = time.monotonic()
 
     def _drain_hops(self) -> None:
         times = self._hops.pop()
@@ -292,9 +448,8 @@ class Performance:
 
     def status(self) -> Status:
         """The latest numbers; call after ``poll``."""
-        meters = EngineMeters.unpack(self._meters.read())
-        rate = self.manifest.spectral.sample_rate
-        recorder = self._recorder
+        meters = self._past.plus(EngineMeters.unpack(self._meters.read()))
+        rate, recorder = self.sample_rate, self._recorder
         with self._lock:
             mix = {style.label: weight for style, weight in self.performer.mix().items()}
             values = dict(self.performer.values)
@@ -308,6 +463,10 @@ class Performance:
             recorded_seconds=meters.frames / rate if recorder else None,
             recorder_problem=recorder.problem if recorder else "",
             dropped_frames=recorder.dropped_frames if recorder else 0,
+            restarts=self._workers.restarts if self._workers else 0,
+            outages=self.outages,
+            waiting_s=None if self._lost_at is None else time.monotonic() - self._lost_at,
+            last_event=self.events[-1] if self.events else None,
         )
 
     def stop(self) -> Summary:
@@ -345,6 +504,9 @@ class Performance:
     def _stop_everything(self) -> None:
         self._over.set()
         self._stop_audio()
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None
@@ -352,7 +514,7 @@ class Performance:
             self._player.join(1.0)
         if self._recorder is not None:
             self._files = self._recorder.finish()
-            if len(self._files) == 2:
+            if self._files:
                 try:
                     self._files.append(self._draw())
                 except (OSError, AudioFileError) as error:
@@ -362,16 +524,16 @@ class Performance:
 
     def _draw(self) -> Path:
         assert self.settings.record is not None
-        spec = self.manifest.spectral
+        spec, rate = self.manifest.spectral, self.sample_rate
         path = self.settings.record / "performance.png"
         source = Path(self.ready["clip"]).name if "clip" in self.ready else self.ready["input"]["name"]
         draw_performance(
             path,
             self.settings.record,
             self.history,
-            spec.sample_rate,
-            spec.hop_samples,
-            self.manifest.latency_samples,
+            rate,
+            spec.hop_samples * rate / spec.sample_rate,
+            spec.latency_samples * rate / spec.sample_rate,
             f"{source} through '{self.manifest.name}', {1e3 * spec.latency_samples / spec.sample_rate:.2f} ms later",
         )
         return path

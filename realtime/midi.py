@@ -346,6 +346,11 @@ class MidiInputs:
         virtual = [f"virtual port '{CLIENT_NAME}' ({self._virtual.api.name})"] if self._virtual else []
         return virtual + [f"{port.name} ({port.api.name})" for port in list(self._open)]
 
+    @property
+    def uses_jack(self) -> bool:
+        """Whether a port is one of a JACK server's."""
+        return any("jack" in port.api.name.casefold() for port in (self._virtual, *self._open) if port is not None)
+
     def _on_message(self, data: bytes) -> None:
         self._deliver(data)
 

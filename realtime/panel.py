@@ -32,6 +32,11 @@ def latency_terms(spec: SpectralSpec, ready: dict[str, Any], block: int) -> dict
     round trip is one period of the server, and a fixed length of ours comes on top of it.
     """
     own = {"hop": spec.hop_samples, "overlap": spec.stream_delay_samples}
+    if ready.get("deferred_samples"):
+        own["deferred"] = ready["deferred_samples"]
+    if ready.get("sample_rate", spec.sample_rate) != spec.sample_rate:
+        model = round(sum(own.values()) * ready["sample_rate"] / spec.sample_rate)
+        own = {"model": model, "resampling": ready["latency_samples"] - model}
     if "input" not in ready:
         return own
     if ready["device_samples"] is None:
@@ -45,7 +50,7 @@ def latency_line(performance: Performance, block: int) -> str:
     spec, ready = performance.manifest.spectral, performance.ready
     terms = latency_terms(spec, ready, block)
     total = sum(terms.values())
-    text = f"{total} samples ({1e3 * total / spec.sample_rate:.2f} ms) = "
+    text = f"{total} samples ({1e3 * total / performance.sample_rate:.2f} ms) = "
     text += " + ".join(f"{name} {samples}" for name, samples in terms.items())
     return f"{text} + JACK period" if "block" in terms else text
 
@@ -81,6 +86,9 @@ def panel(performance: Performance, status: Status) -> RenderableType:
     )
     faults = f"xruns {meters.xruns:.0f}, late hops {meters.misses:.0f}"
     extra = {
+        "dry for want of time": meters.late_hops,
+        "graph restarts": status.restarts,
+        "audio outages": status.outages,
         "bad input": meters.bad_input_hops,
         "bad output": meters.bad_output_hops,
         "errors": meters.errors,
@@ -95,6 +103,10 @@ def panel(performance: Performance, status: Status) -> RenderableType:
         Text(f"sound    {source_line(performance)}"),
         Text(f"MIDI     {', '.join(performance.midi_names) or 'none'}"),
     ]
+    if status.waiting_s is not None:
+        lines.append(Text(f"waiting  for the audio device, {status.waiting_s:.0f} s", style="bold red"))
+    elif status.last_event is not None:
+        lines.append(Text(f"event    {status.last_event.seconds:.0f} s: {status.last_event.text}", style="yellow"))
     if status.recorded_seconds is not None:
         text = status.recorder_problem or f"{status.recorded_seconds:.1f} s into {performance.settings.record}"
         lines.append(Text(f"record   {text}", style="red" if status.recorder_problem else ""))
@@ -110,5 +122,7 @@ def status_line(status: Status) -> str:
         f"{level_db(status.meters.output_rms):.0f} dBFS  hop p50 {hop['p50']:.2f} p99 {hop['p99']:.2f} ms  "
         f"headroom {max(0.0, status.headroom):.0%}  xruns {status.meters.xruns:.0f}  "
         f"late {status.meters.misses:.0f}  bad in {status.meters.bad_input_hops:.0f} "
-        f"out {status.meters.bad_output_hops:.0f}  errors {status.meters.errors:.0f}"
+        f"out {status.meters.bad_output_hops:.0f}  dry {status.meters.late_hops:.0f}  "
+        f"errors {status.meters.errors:.0f}  restarts {status.restarts}  outages {status.outages}"
+        + ("" if status.waiting_s is None else f"  waiting for the device {status.waiting_s:.0f} s")
     )

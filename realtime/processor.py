@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from time import perf_counter_ns
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Parameter
 from realtime.controls import PARAMETERS, Controls, db_to_gain, mix_controls
-from realtime.stream import Stream
+from realtime.worker import LateError, RemoteStream
+
+if TYPE_CHECKING:
+    from realtime.stream import Stream
 
 FADE_HOPS = 8
 TIMES_KEPT = 256
+START_HOP = -1
+"""In a journal: what held before the first hop."""
 LIMITER_KNEE = 0.89
 """Amplitude (-1 dBFS) above which the limiter bends; below it, samples pass unchanged."""
 
@@ -27,6 +33,7 @@ class RateError(ValueError):
 class Meters:
     """What the engine counts, written by the thread that calls ``process``; readers only look.
 
+    ``late_hops`` had no answer of the graph in time, ``bad_output_hops`` an unusable one; both became the dry signal.
     ``fault`` is the text of the last exception that the graph raised; energies are sums of squares of the last hop's
     ``samples``.
     """
@@ -37,6 +44,7 @@ class Meters:
     samples: int = 1
     bad_input_hops: int = 0
     bad_output_hops: int = 0
+    late_hops: int = 0
     fault: str = ""
 
     @property
@@ -96,13 +104,19 @@ class Processor:
     A hop must be full before it is computed (``hop`` samples), and the synthesis window overlaps the next
     (``synthesis window - hop``); their sum is the constant delay of wet and dry alike, whatever the block length.
     Style and gains fade towards the newest ``controls`` hop by hop. A hop for which the graph gives NaN, or raises,
-    becomes the dry signal at the same delay, resets the model and fades back.
+    becomes the dry signal at the same delay, as does one that a remote graph is late for; then the model is reset and
+    fades back.
     """
 
     parameters: tuple[Parameter, ...] = PARAMETERS
 
-    def __init__(self, bundle: Bundle, provider: str = "cpu", hops_per_step: int = 1) -> None:
-        """``hops_per_step`` above one computes so many hops at once: cheaper for files, and later by as much."""
+    def __init__(
+        self, bundle: Bundle, provider: str = "cpu", hops_per_step: int = 1, stream: Stream | RemoteStream | None = None
+    ) -> None:
+        """``hops_per_step`` above one computes so many hops at once: cheaper for files, and later by as much.
+
+        ``stream``: the graph, ready to run, perhaps elsewhere; without it, ``prepare`` makes one and warms it up.
+        """
         self.bundle, self.provider, self.hops_per_step = bundle, provider, hops_per_step
         self.manifest = bundle.manifest
         self.hop_samples = self.manifest.spectral.hop_samples
@@ -111,12 +125,16 @@ class Processor:
         self.controls = mix_controls({self.manifest.styles[0]: 1.0}, {p.id: p.default for p in PARAMETERS})
         """The snapshot that the next hop takes; assign a new one at any time, from any thread."""
         self.meters = Meters()
-        self.stream: Stream | None = None
+        self._given = stream
+        self.stream: Stream | RemoteStream | None = stream
+        self.journal: list[tuple[int, str | Controls]] | None = None
+        """Where it is a list: for every hop at which controls were taken or a fault occurred, the hop and which."""
 
     @property
     def latency_samples(self) -> int:
         """Output sample i is made from input sample i - latency_samples (and what came before it)."""
-        return self._step_samples + self.manifest.stream_delay_samples
+        delay_samples = self.manifest.stream_delay_samples if self._given is None else self._given.delay_samples
+        return self._step_samples + delay_samples
 
     def prepare(self, sample_rate: int, max_block: int, channels: int) -> None:
         """Allocate everything for blocks [channels, up to max_block], warm up and reset. Not for the audio thread.
@@ -131,10 +149,15 @@ class Processor:
         if max_block < 1 or channels < 1:
             raise ValueError(f"max_block and channels: must be at least 1, got {max_block} and {channels}")
         self.channels, self.max_block = channels, max_block
-        self.stream = Stream(self.bundle, channels, self.hops_per_step, self.provider)
+        if self._given is None:
+            from realtime.stream import Stream
+
+            self.stream = Stream(self.bundle, channels, self.hops_per_step, self.provider)
+            self.stream.warm_up()
+        assert self.stream is not None and self.stream.audio.shape == (channels, self._step_samples)
         hop = self._step_samples
         self._ramp: NDArray[np.float32] = (np.arange(1, hop + 1, dtype=np.float32) / np.float32(hop))[None]
-        delay = self.manifest.stream_delay_samples
+        delay = self.stream.delay_samples
         self._dry = np.zeros((channels, delay + hop), np.float32)
         # Views are made here: after a graph has emptied the caches, each call into numpy costs microseconds.
         self._dry_past, self._dry_shifted = self._dry[:, :delay], self._dry[:, hop:]
@@ -149,7 +172,6 @@ class Processor:
         self._block_out = np.zeros((channels, max_block), np.float32)
         self._hop_out = self._block_out[:, :hop]
         self._hop_shape = (channels, hop) if max_block >= hop else None
-        self.stream.warm_up()
         self.reset()
 
     def reset(self) -> None:
@@ -167,6 +189,8 @@ class Processor:
         self._fade_left = 0
         self._trust = 1.0
         self._times_taken = 0
+        if self.journal is not None:
+            self.journal.append((START_HOP, self.controls))
         self.meters = Meters(samples=self._out.size)
 
     def take_hop_times(self) -> NDArray[np.float32]:
@@ -240,11 +264,13 @@ class Processor:
         self._dry_newest[:] = x
         dry = self._dry_now
         before = perf_counter_ns()
+        wet, late = None, False
         try:
             wet = stream.step()
+        except LateError:
+            late = True
         except Exception as error:
             meters.fault = f"{type(error).__name__}: {error}"
-            wet = None
         after = perf_counter_ns()
         out, self._out, self._spare = self._spare, self._spare, self._out
         flat, self._flat_out, self._flat_spare = self._flat_spare, self._flat_spare, self._flat_out
@@ -260,7 +286,7 @@ class Processor:
         if math.isfinite(energy_out):
             self._trust = trust
         else:
-            self._fall_back(dry, old.under(0.0), new.under(0.0))
+            self._fall_back(dry, old.under(0.0), new.under(0.0), late)
             energy_out = float(flat.dot(flat))
         if energy_out > LIMITER_KNEE**2:  # otherwise no sample is above the knee
             limit(out)
@@ -273,6 +299,8 @@ class Processor:
     def _take(self, controls: Controls) -> None:
         """Start to fade towards a new snapshot."""
         self._goal, self._gains_goal, self._fade_left = controls, _Gains.of(controls), self._fade_steps
+        if self.journal is not None:
+            self.journal.append((self.meters.hops, controls))
 
     def _fade(self) -> None:
         """One hop nearer to the goal, in a straight line."""
@@ -300,10 +328,15 @@ class Processor:
             np.multiply(dry, self._slope(old.dry, new.dry), out=self._scratch)
             out += self._scratch
 
-    def _fall_back(self, dry: NDArray[np.float32], old: _Gains, new: _Gains) -> None:
-        """The graph's hop is unusable: the dry signal at the same delay, joined without a step, and a fresh start."""
+    def _fall_back(self, dry: NDArray[np.float32], old: _Gains, new: _Gains, late: bool) -> None:
+        """There is no usable hop: the dry signal at the same delay, joined without a step, and a fresh start."""
         assert self.stream is not None
-        self.meters.bad_output_hops += self.hops_per_step
+        if late:
+            self.meters.late_hops += self.hops_per_step
+        else:
+            self.meters.bad_output_hops += self.hops_per_step
+        if self.journal is not None:
+            self.journal.append((self.meters.hops, "late" if late else "bad"))
         out, last = self._out, self._spare[:, -1:]
         np.multiply(dry, self._slope(old.dry, new.dry), out=out)
         if self._trust > 0.0:

@@ -17,13 +17,13 @@ _WRITTEN, _READ, _DROPPED, _CAPACITY, _WIDTH = range(5)
 _HEADER_WORDS = 8
 
 
-def _view(memory: shared_memory.SharedMemory, kind: type[Any], count: int, offset: int = 0) -> NDArray[Any]:
+def shared_view(memory: shared_memory.SharedMemory, kind: type[Any], count: int, offset: int = 0) -> NDArray[Any]:
     """An array [count] of numpy type ``kind`` that lies in the shared memory."""
     assert memory.buf is not None
     return np.frombuffer(memory.buf, kind, count, offset=offset)
 
 
-class _Shared:
+class Shared:
     """A named block of shared memory; ``create`` owns and removes it, ``attach`` only looks."""
 
     def __init__(self, memory: shared_memory.SharedMemory, owner: bool) -> None:
@@ -46,14 +46,14 @@ class _Shared:
         self.close()
 
 
-class Ring(_Shared):
+class Ring(Shared):
     """Frames of ``width`` float32 numbers from one producer to one consumer, in order, without a lock."""
 
     def __init__(self, memory: shared_memory.SharedMemory, owner: bool) -> None:
         super().__init__(memory, owner)
-        self._words: NDArray[np.int64] = _view(memory, np.int64, _HEADER_WORDS)
+        self._words: NDArray[np.int64] = shared_view(memory, np.int64, _HEADER_WORDS)
         self.capacity, self.width = int(self._words[_CAPACITY]), int(self._words[_WIDTH])
-        self._data: NDArray[np.float32] = _view(
+        self._data: NDArray[np.float32] = shared_view(
             memory, np.float32, self.capacity * self.width, offset=8 * _HEADER_WORDS
         ).reshape(self.capacity, self.width)
 
@@ -63,7 +63,7 @@ class Ring(_Shared):
         if capacity < 1 or width < 1:
             raise ValueError(f"capacity and width: must be at least 1, got {capacity} and {width}")
         memory = shared_memory.SharedMemory(create=True, size=8 * _HEADER_WORDS + 4 * capacity * width)
-        words = _view(memory, np.int64, _HEADER_WORDS)
+        words = shared_view(memory, np.int64, _HEADER_WORDS)
         words[:] = 0
         words[_CAPACITY], words[_WIDTH] = capacity, width
         del words
@@ -114,23 +114,23 @@ class Ring(_Shared):
         return frames
 
 
-class Mailbox(_Shared):
+class Mailbox(Shared):
     """The latest ``size`` float64 numbers from one writer; the reader sees it whole or its last one (a seqlock)."""
 
     def __init__(self, memory: shared_memory.SharedMemory, owner: bool) -> None:
         super().__init__(memory, owner)
-        self._words: NDArray[np.int64] = _view(memory, np.int64, 2)
+        self._words: NDArray[np.int64] = shared_view(memory, np.int64, 2)
         self.size = int(self._words[1])
-        self._values: NDArray[np.float64] = _view(memory, np.float64, self.size, offset=16)
+        self._values: NDArray[np.float64] = shared_view(memory, np.float64, self.size, offset=16)
         self._latest = self._values.copy()
         self._seen = 0
 
     @classmethod
     def create(cls, size: int) -> Self:
         memory = shared_memory.SharedMemory(create=True, size=16 + 8 * size)
-        words = _view(memory, np.int64, 2)
+        words = shared_view(memory, np.int64, 2)
         words[:] = 0, size
-        _view(memory, np.float64, size, offset=16)[:] = 0.0
+        shared_view(memory, np.float64, size, offset=16)[:] = 0.0
         del words
         return cls(memory, owner=True)
 
@@ -140,10 +140,10 @@ class Mailbox(_Shared):
 
     def write(self, values: NDArray[np.float64]) -> None:
         """Writer: replace the value [size]. An odd sequence number says that a write is under way."""
-        sequence = int(self._words[0])
-        self._words[0] = sequence + 1
+        sequence = int(self._words[0]) | 1  # odd already where a writer was killed halfway
+        self._words[0] = sequence
         self._values[:] = values
-        self._words[0] = sequence + 2
+        self._words[0] = sequence + 1
 
     def changed(self) -> bool:
         """Reader: is there a value that ``read`` has not returned yet?"""

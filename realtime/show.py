@@ -1,17 +1,24 @@
-"""What a performance leaves: input and output as sound files, and a picture of what happened."""
+"""What a performance leaves: input and output as sound files, a journal to play it again from, and a picture."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
+import struct
 import threading
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
-from realtime.audio import AudioFileError, AudioWriter, read_blocks
+from realtime.audio import AudioFileError, read_blocks
+from realtime.controls import CONTROL_NUMBERS, Controls
 from realtime.files import NewFile
 from realtime.ring import Ring
 
@@ -19,6 +26,55 @@ logger = logging.getLogger(__name__)
 
 PICTURE_SECONDS = 120.0
 FINISH_TIMEOUT_S = 10.0
+INPUT_NAME, OUTPUT_NAME, JOURNAL_NAME = "input.wav", "output.wav", "show.jsonl"
+SHOW_FORMAT = 1
+LARGEST_WAV_BYTES = 2**32 - 1
+EVENT_KINDS = ("start", "controls", "late", "bad", "error")
+EVENT_HEAD = 2
+"""Numbers of an event before those of its controls: which kind, and where."""
+
+
+@dataclass(frozen=True)
+class ShowHeading:
+    """The first entry of ``show.jsonl``: what is needed to play the show again.
+
+    ``deferred_hops``: how many hops later than usual the graph's answers were taken.
+    """
+
+    show_format: int
+    model: str
+    model_path: str
+    model_sha256: str
+    sample_rate: int
+    channels: int
+    deferred_hops: int
+    started: str
+
+
+def event_width(style_dim: int) -> int:
+    """Numbers of float32 that an event takes in a ring."""
+    return 2 * (EVENT_HEAD + CONTROL_NUMBERS + style_dim)
+
+
+def pack_event(kind: str, at: int, controls: Controls | None, style_dim: int) -> NDArray[np.float32]:
+    """An event as a frame [1, event_width] of a ring; doubles, so that controls come back as they were.
+
+    ``at``: the frame for 'start' and 'error', for others the hop since the last start.
+    """
+    numbers = np.zeros(EVENT_HEAD + CONTROL_NUMBERS + style_dim)
+    numbers[:EVENT_HEAD] = EVENT_KINDS.index(kind), at
+    if controls is not None:
+        numbers[EVENT_HEAD:] = controls.pack()
+    return numbers.view(np.float32)[None]
+
+
+def unpack_event(frame: NDArray[np.float32]) -> dict[str, Any]:
+    """The journal entry of an event in a ring."""
+    numbers = np.ascontiguousarray(frame).view(np.float64)
+    kind, at = EVENT_KINDS[int(numbers[0])], int(numbers[1])
+    if kind == "controls":
+        return {"hop": at, "controls": numbers[EVENT_HEAD:].tolist()}
+    return {"frame" if kind in ("start", "error") else "hop": at, "event": kind}
 
 
 def percentiles_ms(times: NDArray[Any]) -> dict[str, float]:
@@ -43,26 +99,94 @@ class History:
             self.mixes.append((frames, mix))
 
 
-class Recorder:
-    """Drains the sound ring to ``input.wav`` and ``output.wav`` on a thread of its own, away from the audio process.
+class TakeFile:
+    """A float32 WAV file that can be read at any moment, also when its writer is killed: its header keeps up.
 
-    A disk that fills up ends the recording, not the performance: what was written until then becomes a whole file.
+    One thread at a time.
     """
 
-    def __init__(self, ring: Ring, folder: Path, sample_rate: int, channels: int) -> None:
-        """Raises AudioFileError when the folder cannot be written."""
-        self.folder, self.channels = folder, channels
-        self.problem = ""
-        self._ring = ring
-        self._input = AudioWriter(folder / "input.wav", sample_rate, channels)
+    def __init__(self, path: Path, sample_rate: int, channels: int) -> None:
+        """Raises AudioFileError when it cannot be written."""
+        self.path, self.frames, self._frame_bytes = path, 0, 4 * channels
         try:
-            self._output = AudioWriter(folder / "output.wav", sample_rate, channels)
-        except AudioFileError:
-            self._input.discard()
-            raise
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = soundfile.SoundFile(str(path), "w", sample_rate, channels, subtype="FLOAT", format="WAV")
+            self._file.flush()
+            head = path.read_bytes()
+        except (soundfile.SoundFileError, OSError) as error:
+            raise AudioFileError(f"{path}: cannot be written ({error})") from None
+        self._fact_at, self._data_at = head.index(b"fact") + 8, head.index(b"data") + 4
+
+    def write(self, frames: NDArray[np.float32]) -> None:
+        """Append [frames, channels]. Raises AudioFileError when the disk is full."""
+        if self._data_at + 4 + (self.frames + len(frames)) * self._frame_bytes > LARGEST_WAV_BYTES:
+            raise AudioFileError(f"{self.path}: a WAV file holds no more than 4 GiB; go on with another --record")
+        try:
+            self._file.write(frames)
+            self._file.flush()
+            self._tell_length()
+        except (soundfile.SoundFileError, OSError) as error:
+            raise AudioFileError(f"{self.path}: cannot be written ({error}); is the disk full?") from None
+        self.frames += len(frames)
+
+    def _tell_length(self) -> None:
+        """What libsndfile writes into the header when it closes a file (RIFF: IBM and Microsoft, 1991)."""
+        with self.path.open("r+b") as file:
+            there = os.fstat(file.fileno()).st_size - self._data_at - 4
+            frames = there // self._frame_bytes
+            for at, number in (
+                (4, self._data_at - 4 + frames * self._frame_bytes),
+                (self._fact_at, frames),
+                (self._data_at, frames * self._frame_bytes),
+            ):
+                file.seek(at)
+                file.write(struct.pack("<I", number))
+
+    def finish(self) -> int:
+        """Close the file; the frames that are really in it. Raises AudioFileError if it is no sound file."""
+        with contextlib.suppress(soundfile.SoundFileError, OSError):
+            self._file.close()
+        try:
+            return soundfile.info(str(self.path)).frames
+        except (soundfile.SoundFileError, OSError) as error:
+            raise AudioFileError(f"{self.path}: nothing could be saved ({error})") from None
+
+    def cut(self, frames: int) -> None:
+        """Leave at most the first ``frames`` of a file that is finished. Raises AudioFileError."""
+        try:
+            with soundfile.SoundFile(str(self.path), "r+") as file:
+                if file.frames > frames:
+                    file.truncate(frames)
+        except (soundfile.SoundFileError, OSError) as error:
+            raise AudioFileError(f"{self.path}: cannot be cut to {frames} frames ({error})") from None
+
+
+class Recorder:
+    """Drains what the audio process has to tell, on a thread of its own: ``input.wav``, ``output.wav``, ``show.jsonl``.
+
+    A disk that fills up ends the recording, not the performance: what was written until then stays whole.
+    """
+
+    def __init__(self, sound: Ring, journal: Ring, folder: Path, heading: ShowHeading) -> None:
+        """Raises AudioFileError when the folder cannot be written."""
+        self.folder, self.channels, self.heading = folder, heading.channels, heading
+        self.problem = ""
+        self._sound, self._events = sound, journal
+        self._notes: deque[dict[str, Any]] = deque()
+        self._input = TakeFile(folder / INPUT_NAME, heading.sample_rate, self.channels)
+        self._output = TakeFile(folder / OUTPUT_NAME, heading.sample_rate, self.channels)
+        try:
+            self._journal = (folder / JOURNAL_NAME).open("w", encoding="utf-8")
+        except OSError as error:
+            raise AudioFileError(f"{folder / JOURNAL_NAME}: cannot be written ({error.strerror})") from None
+        self.note(asdict(heading))
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._drain, name="recorder", daemon=True)
         self._thread.start()
+
+    def note(self, entry: dict[str, Any]) -> None:
+        """Put an entry into the journal; any thread."""
+        self._notes.append(entry)
 
     def _drain(self) -> None:
         while not self._over.wait(0.05):
@@ -70,12 +194,20 @@ class Recorder:
         self._take()
 
     def _take(self) -> None:
-        frames = self._ring.pop()
-        if not len(frames) or self.problem:
+        frames, events = self._sound.pop(), self._events.pop()
+        if self.problem:
             return
         try:
-            self._input.write(frames[:, : self.channels].T)
-            self._output.write(frames[:, self.channels :].T)
+            if len(frames):
+                self._input.write(frames[:, : self.channels])
+                self._output.write(frames[:, self.channels :])
+            entries: list[dict[str, Any]] = []
+            while self._notes:
+                entries.append(self._notes.popleft())
+            entries += map(unpack_event, events)
+            if entries:
+                self._journal.write("".join(json.dumps(entry) + "\n" for entry in entries))
+                self._journal.flush()
         except Exception as error:
             # Whatever it is, it ends the recording and must be seen: nobody waits for this thread.
             self.problem = str(error) or type(error).__name__
@@ -84,16 +216,15 @@ class Recorder:
     @property
     def dropped_frames(self) -> int:
         """Frames that the disk was too slow for."""
-        return self._ring.dropped
+        return self._sound.dropped
 
     def finish(self) -> list[Path]:
-        """Write out what is left and give the files, which have one length, their names; those that are there now."""
+        """Write out what is left and bring both files to one length; the files that are there now."""
         self._over.set()
         self._thread.join(FINISH_TIMEOUT_S)
         writers = (self._input, self._output)
         if self._thread.is_alive():
-            parts = " and ".join(str(writer.part) for writer in writers)
-            self.problem = f"the disk has not answered for {FINISH_TIMEOUT_S:g} s; what it took is in {parts}"
+            self.problem = f"the disk has not answered for {FINISH_TIMEOUT_S:g} s; what it took is in {self.folder}"
             return []
         paths = []
         try:
@@ -101,17 +232,20 @@ class Recorder:
             if kept < self._output.frames and not self.problem:
                 self.problem = f"{self.folder}: only {kept} of {self._output.frames} frames fit; is the disk full?"
             for writer in writers:
-                writer.salvage(kept)
+                writer.cut(kept)
                 paths.append(writer.path)
         except AudioFileError as error:
             self.problem = self.problem or str(error)
-        for writer in writers:
-            writer.discard()
-        return paths
+        with contextlib.suppress(OSError):
+            if self.dropped_frames:
+                self._journal.write(json.dumps({"dropped_frames": self.dropped_frames}) + "\n")
+            self._journal.write(json.dumps({"ended": True}) + "\n")
+            self._journal.close()
+        return [*paths, self.folder / JOURNAL_NAME]
 
 
 def draw_performance(
-    path: Path, folder: Path, history: History, sample_rate: int, hop_samples: int, latency_samples: int, title: str
+    path: Path, folder: Path, history: History, sample_rate: int, hop_samples: float, latency_samples: float, title: str
 ) -> None:
     """Picture of a recorded performance: input and output spectrograms, style lane, time per hop."""
     from matplotlib.figure import Figure
@@ -155,7 +289,7 @@ def draw_performance(
         figure.savefig(part, dpi=110, format="png")
 
 
-def _draw_lane(axis, history: History, sample_rate: int, latency_samples: int, seconds: float) -> None:  # pyright: ignore[reportMissingParameterType]
+def _draw_lane(axis, history: History, sample_rate: int, latency_samples: float, seconds: float) -> None:  # pyright: ignore[reportMissingParameterType]
     labels = list(dict.fromkeys(label for _, mix in history.mixes for label in mix))
     # One shape a style: a controller on the move brings hundreds of mixes a second.
     starts = [(frames + latency_samples) / sample_rate for frames, _ in history.mixes]

@@ -61,8 +61,8 @@ class Slice:
     """One client's turn; counts are of its ``seconds`` after settling.
 
     ``xruns`` are the server's, heard by the player; ``own_xruns`` those that PortAudio told the client. A miss is a
-    hop, or a do-nothing callback, that took longer than the server's period. ``memory_kib`` is private memory as
-    (seconds since the first block, KiB).
+    hop, or a do-nothing callback, that took longer than the server's period, or a hop that was played dry for want of
+    time. ``memory_kib`` is the private memory of audio and graph processes as (seconds since the first block, KiB).
     """
 
     kind: str
@@ -255,9 +255,10 @@ def _restyle_turn(
 
                 def look() -> None:
                     performance.poll()
-                    kib = private_memory_kib(audio_process_id())
-                    if kib is not None:
-                        memory.append((round(time.monotonic() - first_block, 2), kib))
+                    kib = [private_memory_kib(process_id) for process_id in performing_process_ids()]
+                    known = [one for one in kib if one is not None]
+                    if known:
+                        memory.append((round(time.monotonic() - first_block, 2), sum(known)))
 
                 _wait(settings.real_slice_s - _settle_s(settings), stop_asked, look)
                 performance.poll()
@@ -273,7 +274,7 @@ def _restyle_turn(
         frames=int(after.meters.frames - before.meters.frames),
         xruns=played_after.xruns - played.xruns,
         own_xruns=int(after.meters.xruns - before.meters.xruns),
-        misses=int((hop_ms > deadline_ms).sum()),
+        misses=int((hop_ms > deadline_ms).sum() + after.meters.late_hops - before.meters.late_hops),
         messages=played_after.messages - played.messages,
         dropped_frames=after.dropped_frames - before.dropped_frames,
         memory_kib=memory,
@@ -281,12 +282,13 @@ def _restyle_turn(
     )
 
 
-def audio_process_id() -> int | None:
-    """The audio process of the performance that this process runs, if there is one."""
-    for process in multiprocessing.active_children():
-        if process.name == "restyle-audio":
-            return process.pid
-    return None
+def performing_process_ids() -> list[int]:
+    """The audio and graph processes of the performance that this process runs."""
+    return [
+        process.pid
+        for process in multiprocessing.active_children()
+        if process.name.startswith("restyle-") and process.pid is not None
+    ]
 
 
 def private_memory_kib(process_id: int | None) -> float | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from realtime.bundle import Bundle, BundleError
+from realtime.bundle import Bundle, BundleError, ProviderError
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +21,28 @@ PROVIDERS = {
 }
 
 
-class ProviderError(RuntimeError):
-    """A provider that was asked for and does not run; the text says why and what to do."""
+def gpu_remedy(provider: str) -> str:
+    """What to install where a GPU provider is missing: the packages that fit the onnxruntime that is here."""
+    packages = "'onnxruntime-gpu[cuda,cudnn]'"
+    if provider == "tensorrt":
+        # onnxruntime is linked with TensorRT 10; its packages are named by the CUDA that they are for.
+        cuda = str(getattr(ort, "cuda_version", "") or "13").partition(".")[0]
+        packages += f" 'tensorrt-cu{cuda}<11'"
+    try:
+        distribution("onnxruntime")
+        first = "pip uninstall --yes onnxruntime && "  # installed beside each other, each breaks the other
+    except PackageNotFoundError:
+        first = ""
+    return f"install it with: {first}pip install {packages}; check the driver with nvidia-smi; or use --provider cpu"
 
 
-def make_session(graph: bytes, provider: str = "cpu", sizes: dict[str, int] | None = None) -> ort.InferenceSession:
+def make_session(
+    graph: bytes, provider: str = "cpu", sizes: dict[str, int] | None = None, profile: Path | None = None
+) -> ort.InferenceSession:
     """A session that really runs on ``provider``, or ProviderError; one intra-op thread on the CPU.
 
-    ``sizes`` fixes named dimensions, so that onnxruntime works out shapes once and not at every step.
+    ``sizes`` fixes named dimensions, so that onnxruntime works out shapes once and not at every step. With ``profile``,
+    the start of a file's name, it notes every kernel that runs; ``end_profiling`` writes it down.
     onnxruntime falls back to the CPU without an exception, so the session's own list is compared afterwards.
     """
     if provider not in PROVIDERS:
@@ -39,17 +55,21 @@ def make_session(graph: bytes, provider: str = "cpu", sizes: dict[str, int] | No
     for name, size in (sizes or {}).items():
         options.add_free_dimension_override_by_name(name, size)
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     if provider == "cpu":
         return ort.InferenceSession(graph, options, providers=[wanted])
-    remedy = "install the GPU libraries with: pip install 'restyle[cuda]', check the driver, or use --provider cpu"
+    remedy = gpu_remedy(provider)
     if wanted not in ort.get_available_providers():
         raise ProviderError(f"provider '{provider}' is not in this onnxruntime; {remedy}")
     chain: list[str] = [wanted] if provider == "cuda" else [wanted, PROVIDERS["cuda"]]
     ort.set_default_logger_severity(4)  # what it logs of a missing library, the error below says with the remedy
     try:
-        session = ort.InferenceSession(graph, options, providers=chain)
+        session = ort.InferenceSession(graph, options, providers=chain, enable_fallback=False)
     except Exception as error:
-        raise ProviderError(f"provider '{provider}' cannot run this model: {error}; {remedy}") from None
+        why = " ".join(str(error).split())
+        raise ProviderError(f"provider '{provider}' cannot run this model: {why}; {remedy}") from None
     if session.get_providers()[0] != wanted:
         raise ProviderError(f"provider '{provider}' was asked for, but onnxruntime fell back to the CPU; {remedy}")
     return session
@@ -71,6 +91,7 @@ class Stream:
         self.manifest, self.channels, self.provider = manifest, channels, provider
         self._path = bundle.path
         self.step_samples = hops_per_step * manifest.spectral.hop_samples
+        self.delay_samples = manifest.stream_delay_samples
         try:
             self.session = make_session(bundle.graph, provider, {"channels": channels, "samples": self.step_samples})
         except ProviderError:

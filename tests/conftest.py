@@ -55,6 +55,17 @@ class JackServer:
     sample_rate: int
     period: int
     process: subprocess.Popen[bytes]
+    command: tuple[str, ...] = ()
+
+    @contextlib.contextmanager
+    def again(self, log: Path) -> Iterator[None]:
+        """The same server once more, after it was killed."""
+        with log.open("wb") as out:
+            process = _start(list(self.command), self.name, out)
+            try:
+                yield
+            finally:
+                _stop(process)
 
     def kill(self) -> None:
         """End it without warning, as a crash would."""
@@ -84,7 +95,7 @@ def run_jack(log: Path, sample_rate: int = 48_000, period: int = 128) -> Iterato
             patch.setenv(variable, value)
         process = _start(command, name, out)
         try:
-            yield JackServer(name, sample_rate, period, process)
+            yield JackServer(name, sample_rate, period, process, tuple(command))
         finally:
             _stop(process)
             if process.returncode == -signal.SIGKILL:

@@ -18,6 +18,7 @@ from realtime.bench import _field, _varint, matmul_model
 from realtime.bundle import (
     DEFAULT_MODEL,
     MANIFEST_KEY,
+    MAX_FILE_BYTES,
     Bundle,
     BundleError,
     Golden,
@@ -25,6 +26,7 @@ from realtime.bundle import (
     _fields,
     read_bundle,
 )
+from realtime.stream import Stream
 
 SHIPPED = DEFAULT_MODEL.read_bytes()
 
@@ -34,10 +36,10 @@ def shipped() -> Bundle:
     return read_bundle(DEFAULT_MODEL)
 
 
-def with_manifest(change: Callable[[dict[str, Any]], object]) -> bytes:
-    """The shipped file with its manifest changed."""
+def with_manifest(change: Callable[[dict[str, Any]], object], data: bytes = SHIPPED) -> bytes:
+    """The shipped file, or ``data``, with its manifest changed."""
     out = b""
-    for number, value in _fields(memoryview(SHIPPED)):
+    for number, value in _fields(memoryview(data)):
         if number == 14 and isinstance(value, memoryview) and MANIFEST_KEY.encode() in bytes(value[:40]):
             text = next(bytes(v) for n, v in _fields(value) if n == 2 and isinstance(v, memoryview))
             manifest = json.loads(text)
@@ -45,6 +47,19 @@ def with_manifest(change: Callable[[dict[str, Any]], object]) -> bytes:
             value = _field(1, MANIFEST_KEY.encode()) + _field(2, json.dumps(manifest).encode())
         out += _field(number, value if isinstance(value, int) else bytes(value))
     return out
+
+
+def with_graph(
+    *parts: bytes, change: Callable[[int, bytes], bytes] = lambda _, value: value, model: bytes = b""
+) -> bytes:
+    """The shipped file with fields added to its graph, those that are there changed, and fields added to the model."""
+    out = b""
+    for number, value in _fields(memoryview(SHIPPED)):
+        if number == 7 and isinstance(value, memoryview):
+            inside = [(n, v if isinstance(v, int) else change(n, bytes(v))) for n, v in _fields(value)]
+            value = memoryview(b"".join([*(_field(n, v) for n, v in inside), *parts]))
+        out += _field(number, value if isinstance(value, int) else bytes(value))
+    return out + model
 
 
 def refuse(tmp_path: Path, data: bytes) -> str:
@@ -185,6 +200,85 @@ def _graph(*parts: bytes) -> bytes:
 )
 def test_hostile_graphs_are_refused_before_onnxruntime_sees_them(tmp_path: Path, data: bytes, text: str) -> None:
     assert text in refuse(tmp_path, data)
+
+
+def _tensor(*dims: int, data: bytes = bytes(8)) -> bytes:
+    return b"".join(_field(1, dim) for dim in dims) + _field(2, 1) + _field(8, b"evil") + _field(9, data)
+
+
+def _node(kind: bytes, attribute: bytes, domain: bytes = b"") -> bytes:
+    return _field(1, _field(4, kind) + _field(5, _field(1, b"value") + attribute) + _field(7, domain))
+
+
+AWAY = _field(13, _field(1, b"location") + _field(2, b"/etc/passwd"))
+BODY = _field(6, _field(1, _field(4, b"Identity")) + _field(2, b"body"))
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (with_graph(_field(5, _tensor(2) + AWAY)), "graph initializer 'evil': keeps data in other files"),
+        (
+            with_graph(_node(b"Constant", _field(5, _tensor(2) + AWAY))),
+            "graph node 'Constant', attribute 'value': keeps data in other files",
+        ),
+        (with_graph(_node(b"Constant", _field(22, _field(1, _tensor(2) + AWAY)))), "it has sparse tensors"),
+        (with_graph(_field(5, _tensor(2**40))), "graph initializer 'evil': declares 1099511627776 numbers in 8 bytes"),
+        (with_graph(_field(5, _tensor(2**20, 2**20, 2**20))), f"declares {2**60} numbers in 8 bytes"),
+        (
+            with_graph(_field(5, _field(1, _varint(2**20) + _varint(2**20)) + _tensor())),
+            f"initializer 'evil': declares {2**40} numbers in 8 bytes",
+        ),
+        (with_graph(_field(5, _tensor(2**64 - 1))), f"declares {2**64 - 1} numbers"),  # minus one
+        (with_graph(_field(5, _tensor(*[1] * 1000))), "initializer 'evil' has more than 32 dimensions"),
+        (with_graph(_node(b"Loop", BODY)), "graph node 'Loop': has subgraphs or functions"),
+        (with_graph(_node(b"Scan", BODY)), "graph node 'Scan': has subgraphs or functions"),
+        (with_graph(model=_field(20, b"")), "graph of the model itself: has subgraphs or functions"),
+        (
+            with_graph(_node(b"Shell", b"", b"com.evil"), model=_field(8, _field(1, b"com.evil") + _field(2, 1))),
+            "graph node 'Shell': uses custom operators of 'com.evil'",
+        ),
+    ],
+)
+def test_one_hostile_part_in_a_good_file_is_named(tmp_path: Path, data: bytes, text: str) -> None:
+    assert text in refuse(tmp_path, data)
+
+
+def test_a_file_above_the_limit_is_not_even_read(tmp_path: Path) -> None:
+    path = tmp_path / "giant.onnx"
+    with path.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(BundleError, match=rf"giant\.onnx: file: {MAX_FILE_BYTES + 1} bytes are above the limit"):
+        read_bundle(path)
+
+
+def test_states_that_fill_the_memory_together_are_refused(tmp_path: Path) -> None:
+    greedy = [{"name": f"s{i}", "shape": [2**12, 2**11]} for i in range(3)]
+    text = refuse(tmp_path, with_manifest(lambda m: m.update(states=greedy)))
+    assert "manifest.states.s2.shape: [4096, 2048] is empty or too large" in text
+
+
+def test_states_that_the_graph_does_not_compute_are_refused_when_it_is_loaded(tmp_path: Path, shipped: Bundle) -> None:
+    """Manifest, inputs and outputs agree on a shape, and the nodes between them do not."""
+    state = shipped.manifest.states[0]
+    right, wrong = state.shape[-1], state.shape[-1] + 2
+
+    def widen(number: int, value: bytes) -> bytes:
+        if number in (11, 12) and f".{state.name}".encode() in value:
+            assert value.count(_field(1, right)) == 1
+            # One byte for another: no length around it changes.
+            return value.replace(_field(1, right), _field(1, wrong))
+        return value
+
+    changed = with_graph(change=widen)
+    path = tmp_path / "wide.onnx"
+    path.write_bytes(changed)
+    with pytest.raises(BundleError, match=rf"has shape .*{wrong}.*, the manifest says .*{right}"):
+        read_bundle(path)
+    path.write_bytes(with_manifest(lambda m: m["states"][0].update(shape=[*state.shape[:-1], wrong]), changed))
+    with pytest.raises(BundleError, match=r"wide\.onnx: graph: (onnxruntime refuses it|cannot be run): ") as error:
+        Stream(read_bundle(path)).warm_up()
+    assert state.name in str(error.value) or "dimension" in str(error.value).lower()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from realtime.bench import measure_algorithmic_latency, measure_processor_latency
-from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, Bundle, Golden, read_bundle
+from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, Bundle, Golden, ProviderError, read_bundle
 from realtime.controls import PARAMETERS, Controls, mix_controls
 from realtime.engine import HOP_FIELDS, METER_COUNT, Engine, EngineMeters, EngineSettings
 from realtime.processor import FADE_HOPS, LIMITER_KNEE, Processor, RateError, limit
 from realtime.ring import Mailbox, Ring
-from realtime.stream import ProviderError, Stream, make_session
+from realtime.stream import Stream, make_session
 
 HOP = 128
 RATE = 48_000

@@ -165,7 +165,7 @@ def evaluate(
     try:
         from realtime.bundle import BundleError, StyleError
         from realtime.files import NewFile, check_writable
-        from realtime.stream import ProviderError
+        from realtime.bundle import ProviderError
         from training.evaluate import EvaluationError, EvaluationOptions
         from training.evaluate import evaluate as run
         from training.models.recogniser import RecogniserConfig

@@ -1,0 +1,266 @@
+"""A recorded show once more: the same input, controls and faults through the same engine, to the same samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from realtime.audio import AudioFileError, AudioWriter
+from realtime.bundle import Bundle, read_bundle
+from realtime.controls import CONTROL_NUMBERS, Controls
+from realtime.engine import rise
+from realtime.processor import START_HOP, Processor
+from realtime.resample import at_rate
+from realtime.show import INPUT_NAME, JOURNAL_NAME, OUTPUT_NAME, SHOW_FORMAT, ShowHeading
+from realtime.stream import Stream
+from realtime.worker import LateError
+
+
+class ShowError(ValueError):
+    """A show folder that cannot be played again; the text names the file and the remedy."""
+
+
+@dataclass
+class Life:
+    """What one audio process went through: from which frame on, and what it met at which of its hops."""
+
+    start_frame: int
+    controls: dict[int, list[float]] = field(default_factory=dict)
+    faults: dict[int, str] = field(default_factory=dict)
+    broken_at: int | None = None  # the frame of an error that left the processor in an unknown state
+
+
+@dataclass(frozen=True)
+class Show:
+    """A show folder, read and checked."""
+
+    folder: Path
+    heading: ShowHeading
+    lives: tuple[Life, ...]
+    frames: int
+    whole: bool  # it ended as it should
+    dropped_frames: int
+    midi_messages: int
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """How a replay went. ``compared`` frames were, ``equal`` of them are the recorded ones; the largest difference."""
+
+    frames: int
+    compared: int
+    equal: int
+    largest_difference: float
+    first_difference: int | None
+    fault_hops: int
+    outages: int
+
+
+def read_show(folder: Path) -> Show:
+    """Raises ShowError for a folder that is no show, or of another version; a killed one is read as far as it goes."""
+    journal = folder / JOURNAL_NAME
+    try:
+        lines = journal.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ShowError(
+            f"{journal}: cannot be read ({error.strerror}); give a folder that 'restyle live --record' made"
+        ) from None
+    entries: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise ValueError("no JSON object")
+        except ValueError as error:
+            if number == len(lines):
+                break  # its writer was killed in the middle of it
+            raise ShowError(f"{journal}: line {number}: is damaged ({error}); copy the folder again") from None
+        entries.append(entry)
+    heading = _heading(journal, entries[0] if entries else {})
+    lengths = []
+    for name in (INPUT_NAME, OUTPUT_NAME):
+        try:
+            info = soundfile.info(str(folder / name))
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            raise ShowError(f"{folder / name}: cannot be read ({error})") from None
+        if (info.samplerate, info.channels) != (heading.sample_rate, heading.channels):
+            raise ShowError(
+                f"{folder / name}: is {info.samplerate} Hz, {info.channels} channels; the show has "
+                f"{heading.sample_rate} Hz, {heading.channels}: it is not the file that was recorded"
+            )
+        lengths.append(info.frames)
+    lives: list[Life] = []
+    for number, entry in enumerate(entries[1:], 2):
+        try:
+            _take(entry, lives)
+        except (KeyError, TypeError, ValueError, IndexError):
+            raise ShowError(f"{journal}: line {number}: {json.dumps(entry)[:80]} is not understood") from None
+    if not lives:
+        raise ShowError(f"{journal}: holds no start of a performance; nothing was recorded")
+    return Show(
+        folder,
+        heading,
+        tuple(lives),
+        min(lengths),
+        any(entry.get("ended") for entry in entries),
+        sum(int(entry.get("dropped_frames", 0)) for entry in entries),
+        sum("midi" in entry for entry in entries),
+    )
+
+
+def _heading(journal: Path, entry: dict[str, Any]) -> ShowHeading:
+    if entry.get("show_format") != SHOW_FORMAT:
+        raise ShowError(
+            f"{journal}: show_format: is {entry.get('show_format')!r}, this version reads {SHOW_FORMAT}; "
+            "use the version of restyle that recorded it"
+        )
+    try:
+        heading = ShowHeading(**entry)
+    except TypeError as error:
+        raise ShowError(f"{journal}: line 1: {error}") from None
+    for name, kind in ShowHeading.__annotations__.items():
+        if type(getattr(heading, name)).__name__ != kind:
+            raise ShowError(f"{journal}: line 1: {name}: is {getattr(heading, name)!r}, must be of type {kind}")
+    return heading
+
+
+def _take(entry: dict[str, Any], lives: list[Life]) -> None:
+    if "controls" in entry:
+        lives[-1].controls[int(entry["hop"])] = [float(number) for number in entry["controls"]]
+    elif entry.get("event") == "start":
+        lives.append(Life(int(entry["frame"])))
+    elif entry.get("event") in ("late", "bad"):
+        lives[-1].faults[int(entry["hop"])] = entry["event"]
+    elif entry.get("event") == "error":
+        lives[-1].broken_at = int(entry["frame"])
+
+
+class _ReplayStream(Stream):
+    """A stream that fails at the hops at which the recorded one failed, and defers as it did."""
+
+    def __init__(self, bundle: Bundle, channels: int, faults: dict[int, str], deferred_hops: int) -> None:
+        super().__init__(bundle, channels)
+        self._faults, self._deferred = faults, bool(deferred_hops)
+        self.delay_samples += deferred_hops * self.step_samples
+        self.hop = 0
+        self._pending = np.zeros_like(self.audio_out)
+        self._fresh = self._reset_wanted = False
+
+    def step(self) -> NDArray[np.float32]:
+        hop, self.hop = self.hop, self.hop + 1
+        fault = self._faults.get(hop)
+        if not self._deferred:
+            if fault == "late":
+                raise LateError
+            answer = self.audio_out if fault else super().step()
+        else:
+            # What is asked for in the last of several late hops starts from silence; see RemoteStream.
+            answer, self._fresh = self._pending, self._reset_wanted or fault == "late"
+            if self._fresh:
+                super().reset()
+            self._pending, self._reset_wanted = super().step().copy(), False
+            if fault == "late":
+                raise LateError
+        if fault == "bad":
+            answer[:] = np.nan
+        return answer
+
+    def reset(self) -> None:
+        if not self._deferred:
+            super().reset()
+        elif not self._fresh:
+            self._reset_wanted = True
+
+
+def find_model(show: Show, model: Path | None) -> Bundle:
+    """The model of a show: ``model``, or where it was; it must be the same file. Raises ShowError, BundleError."""
+    path = model or Path(show.heading.model_path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        wanted = f"the show's model '{show.heading.model}'"
+        raise ShowError(f"{path}: {wanted} cannot be read ({error.strerror}); say where it is: --model") from None
+    if hashlib.sha256(content).hexdigest() != show.heading.model_sha256:
+        raise ShowError(
+            f"{path}: is not the model of the show (its SHA-256 differs from {show.heading.model_sha256[:12]}...); "
+            "give the file that it was performed with: --model"
+        )
+    return read_bundle(path)
+
+
+def replay(
+    show: Show,
+    bundle: Bundle,
+    target: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Replayed:
+    """Play the show again, to ``target`` if given, and compare with what was recorded.
+
+    Raises ShowError for journals that do not fit the model, AudioFileError.
+    """
+    heading, spec = show.heading, bundle.manifest.spectral
+    # No block may hold more than one hop: what happens at a hop happens before its block.
+    block_samples = spec.hop_samples * heading.sample_rate // spec.sample_rate
+    compared = equal = 0
+    largest, first = 0.0, None
+    try:
+        with (
+            soundfile.SoundFile(str(show.folder / INPUT_NAME)) as played,
+            soundfile.SoundFile(str(show.folder / OUTPUT_NAME)) as recorded,
+            AudioWriter(target, heading.sample_rate, heading.channels, "FLOAT") if target else nullcontext() as sink,
+        ):
+            for number, life in enumerate(show.lives):
+                stop = show.lives[number + 1].start_frame if number + 1 < len(show.lives) else show.frames
+                processor = Processor(bundle, stream=_stream(show, bundle, life))
+                processor.controls = Controls.unpack(np.array(life.controls[START_HOP]))
+                plugin = at_rate(processor, heading.sample_rate)
+                plugin.prepare(heading.sample_rate, block_samples, heading.channels)
+                for start in range(life.start_frame, min(stop, show.frames), block_samples):
+                    count = min(block_samples, stop - start, show.frames - start)
+                    block = _read(played, count)
+                    wanted = _read(recorded, count)
+                    numbers = life.controls.get(processor.meters.hops)
+                    if numbers is not None:
+                        processor.controls = Controls.unpack(np.array(numbers))
+                    out = plugin.process(block)
+                    if number:
+                        rise(out, start - life.start_frame)
+                    if sink is not None:
+                        sink.write(out)
+                    if life.broken_at is None or start + count <= life.broken_at:
+                        same = (out == wanted).all(axis=0)
+                        compared += count
+                        equal += int(same.sum())
+                        if first is None and not same.all():
+                            first = start + int(same.argmin())
+                        largest = max(largest, float(np.abs(out - wanted).max(initial=0.0)))
+                    if progress is not None:
+                        progress(start + count, show.frames)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise AudioFileError(f"{show.folder}: cannot be played again ({error})") from None
+    faults = sum(len(life.faults) for life in show.lives)
+    return Replayed(show.frames, compared, equal, largest, first, faults, len(show.lives) - 1)
+
+
+def _read(file: soundfile.SoundFile, frames: int) -> NDArray[np.float32]:
+    """The next samples [channels, frames]."""
+    return np.ascontiguousarray(file.read(frames, dtype="float32", always_2d=True).T, dtype=np.float32)
+
+
+def _stream(show: Show, bundle: Bundle, life: Life) -> _ReplayStream:
+    """The graph of one life. Raises ShowError for a journal that does not fit the model."""
+    size = CONTROL_NUMBERS + bundle.manifest.style_dim
+    wrong = [hop for hop, numbers in life.controls.items() if len(numbers) != size]
+    if wrong or START_HOP not in life.controls:
+        problem = f"the controls at hop {wrong[0]} do not fit the model" if wrong else "the first controls are missing"
+        raise ShowError(f"{show.folder / JOURNAL_NAME}: {problem}; the journal is damaged")
+    return _ReplayStream(bundle, show.heading.channels, life.faults, show.heading.deferred_hops)

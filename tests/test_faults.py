@@ -1,0 +1,208 @@
+"""What goes wrong on a stage, done to ``restyle live`` for real: it plays on, counts it, and comes back by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from realtime.bundle import DEMO_CLIP
+from tests.conftest import JackServer
+from tests.test_live_jack import (
+    GUITAR,
+    HOP,
+    LATENCY,
+    RATE,
+    Musician,
+    Restyle,
+    children,
+    first,
+    largest_step,
+    musician,
+    offline,
+    pedalboard,
+    program,
+    restyle_live,
+    rms,
+    wait_for,
+)
+
+pytestmark = pytest.mark.jack
+__all__ = ["musician"]  # a fixture
+
+
+def journal(take: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (take / "show.jsonl").read_text().splitlines()]
+
+
+def noted(take: Path, text: str) -> bool:
+    lines = (take / "show.jsonl").read_text() if (take / "show.jsonl").exists() else ""
+    return text in lines
+
+
+def replay(take: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "realtime.cli", "replay", str(take), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.stderr == "", result.stderr
+    return json.loads(result.stdout)
+
+
+def graph(restyle: Restyle) -> int:
+    """The process whose graph serves, as long as none has been replaced."""
+    return restyle.family[1]
+
+
+@pytest.mark.parametrize("fault", ["killed", "hung", "slow"])
+def test_without_the_graph_the_dry_signal_plays_until_another_one_serves(
+    musician: Musician, tmp_path: Path, fault: str
+) -> None:
+    take = tmp_path / "take"
+    arguments = ("--input", "musician", "--midi", "virtual", "--record", str(take), "--patience", "20")
+    with restyle_live(*arguments) as restyle:
+        restyle.await_sound()
+        delay = LATENCY + musician.client.blocksize
+        musician.begin(np.tile(GUITAR, 20))
+        musician.rest(RATE)
+        at = musician.position
+        os.kill(graph(restyle), signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
+        wait_for(lambda: noted(take, '"late"'), "late hops")
+        if fault == "slow":
+            os.kill(graph(restyle), signal.SIGCONT)
+        wait_for(lambda: musician.differs(delay), "the style")
+        musician.rest(RATE)
+        end = musician.position
+        restyle.family = children(restyle.process.pid)
+        out, err = restyle.end()
+    summary = out.splitlines()[-7]
+    entries = journal(take)
+    late = [entry["hop"] for entry in entries if entry.get("event") == "late"]
+    assert late and f"dry {len(late)} " in summary
+    if fault == "slow":
+        assert "restarts 0" in summary and err == ""
+    else:
+        assert "restarts 1" in summary and ("died" if fault == "killed" else "hung") in err
+        assert any("the graph's process" in entry.get("note", "") for entry in entries)
+
+    # Dry at the delay of wet, the one joined to the other without a step.
+    sent, heard = musician.since(0)
+    recorded, played = (
+        np.asarray(soundfile.read(take / name, dtype="float32")[0], np.float32) for name in ("input.wav", "output.wav")
+    )
+    for hop in sorted(set(late) & {hop + 1 for hop in late}):
+        start = (hop + 1) * HOP
+        np.testing.assert_array_equal(played[start : start + HOP], recorded[start - LATENCY : start - LATENCY + HOP])
+    wet = np.pad(offline(recorded, "violin"), (delay - LATENCY + first(sent) - first(recorded), 0))
+    usual = max(largest_step(wet[at - RATE // 2 : end]), largest_step(sent))
+    assert largest_step(heard[at - RATE // 2 : end]) <= usual + 2.0 / HOP
+    late_part, dry = heard[end - RATE // 2 : end], sent[end - RATE // 2 - delay : end - delay]
+    assert rms(late_part - wet[end - RATE // 2 : end]) < 0.3 * rms(late_part - dry)
+
+    again = replay(take)
+    assert again["equal"] == again["compared"] == again["frames"] == len(recorded)
+    assert again["fault_hops"] == len(late)
+
+
+def test_an_audio_process_that_is_killed_comes_back_and_the_recording_goes_on(
+    musician: Musician, tmp_path: Path
+) -> None:
+    take = tmp_path / "take"
+    with restyle_live("--input", "musician", "--midi", "virtual", "--record", str(take)) as restyle:
+        restyle.await_sound()
+        musician.begin(np.tile(GUITAR, 20))
+        musician.rest(RATE)
+        os.kill(restyle.family[2], signal.SIGKILL)
+        wait_for(lambda: noted(take, "audio is back"), "audio")
+        musician.rest(RATE)
+        assert rms(musician.since(musician.position - RATE // 2)[1]) > 0.01
+        restyle.family = children(restyle.process.pid)
+        out, err = restyle.end()
+    assert "outages 1" in out and "the audio process died (exit code -9)" in err
+    starts = [entry["frame"] for entry in journal(take) if entry.get("event") == "start"]
+    assert len(starts) == 2 and starts[0] == 0
+    played, _ = soundfile.read(take / "output.wav", dtype="float32")
+    after = np.asarray(played, np.float32)[starts[1] :]
+    assert len(after) > RATE // 2 and np.abs(after[:HOP]).max() == 0.0
+    assert largest_step(after[: 4 * RATE // 100]) < 0.1  # it fades in
+    again = replay(take)
+    assert again["equal"] == again["compared"] == len(played) and again["outages"] == 1
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_a_server_that_goes_away_is_waited_for_and_midi_is_heard_again(
+    jack_server: JackServer, tmp_path: Path, how: str
+) -> None:
+    take = tmp_path / "take"
+    with restyle_live("--midi", "virtual", "--style", "violin", "--record", str(take)) as restyle:
+        restyle.await_sound()
+        wait_for(lambda: (take / "output.wav").stat().st_size > 4 * RATE, "a second of sound")
+        if how == "killed":
+            jack_server.kill()
+        else:
+            jack_server.freeze()
+        wait_for(lambda: noted(take, "went away" if how == "killed" else "no audio for 2 s"), "the loss")
+        if how == "frozen":
+            jack_server.kill()
+        with jack_server.again(tmp_path / "again.log"):
+            wait_for(lambda: noted(take, "audio is back"), "audio")
+            wait_for(lambda: noted(take, "MIDI is heard again"), "MIDI")
+            with pedalboard("restyle-midi:in") as pedals:
+                pedals.send(program("trumpet"))
+                wait_for(lambda: noted(take, '"midi": "c0 38"'), "the program change")
+            restyle.family = children(restyle.process.pid)
+            out, _ = restyle.end()
+    assert "Trumpet 100%" in out and "outages 1" in out
+    again = replay(take)
+    assert again["equal"] == again["compared"] == again["frames"] and again["outages"] == 1
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_performance(tmp_path: Path) -> None:
+    take = tmp_path / "take"
+    with restyle_live("--clip", str(DEMO_CLIP), "--record", str(take)) as restyle:
+        restyle.await_sound()
+        resource.prlimit(restyle.process.pid, resource.RLIMIT_FSIZE, (600_000, 600_000))
+        out, err = restyle.end(interrupt=False)
+    assert "is the disk full?" in out and "errors 0" in out and "recording stopped" in err
+    played, _ = soundfile.read(take / "output.wav")
+    assert 0 < len(played) < 600_000 / 4
+    again = replay(take)
+    assert again["equal"] == again["compared"] == len(played)
+
+
+def test_a_killed_performance_leaves_a_show_that_can_be_read_and_played_again(tmp_path: Path) -> None:
+    take = tmp_path / "take"
+    with restyle_live("--clip", str(DEMO_CLIP), "--loop", "--record", str(take)) as restyle:
+        restyle.await_sound()
+        wait_for(lambda: soundfile.info(take / "output.wav").duration > 3.0, "three seconds")
+        restyle.process.kill()
+        restyle.process.communicate(timeout=60)
+    assert soundfile.info(take / "input.wav").duration > 3.0
+    again = replay(take)
+    assert not again["whole"] and again["equal"] == again["compared"] == again["frames"] > 3 * RATE
+
+
+def test_a_flood_of_midi_disturbs_nothing(musician: Musician) -> None:
+    """Ten thousand messages, as fast as the sender can; the last one counts."""
+    with restyle_live("--input", "musician", "--midi", "virtual", "--dry-wet", "0") as restyle:
+        restyle.await_sound()
+        delay = LATENCY + musician.client.blocksize
+        musician.begin(np.tile(GUITAR, 40))
+        musician.rest(RATE // 2)
+        start = musician.position
+        with pedalboard("restyle-midi:in") as pedals:
+            flood = [[0xC0, i % 128] if i % 2 else [0xB0, 1, i % 128] for i in range(10_000)]
+            pedals.send(*flood, program("trumpet"), [0xB0, 1, 0])
+            musician.rest(RATE)
+        end = musician.position
+        out, err = restyle.end()
+    assert "Trumpet 100%" in out and err == ""
+    sent, heard = musician.since(0)
+    np.testing.assert_array_equal(heard[start:end], sent[start - delay : end - delay])
