@@ -137,7 +137,9 @@ def _soak_rows(figures: dict[str, Any]) -> Rows:
                 (
                     f"period {period['period_samples']}, {'do-nothing' if kind == 'idle' else kind}",
                     f"{one['xruns']} xruns, {one['misses']} misses in {one['seconds']:.0f} s, "
-                    f"{one['kept_share']:.2%} of the frames" + (f", {one['failures']} FAILED" * bool(one["failures"])),
+                    f"{one['kept_share']:.2%} of the frames"
+                    + (f", {one['restarts']} restarts" * bool(one["restarts"]))
+                    + (f", {one['failures']} FAILED" * bool(one["failures"])),
                 )
             )
         memory = period["memory"]

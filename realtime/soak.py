@@ -62,7 +62,7 @@ class Slice:
 
     ``xruns`` are the server's, heard by the player; ``own_xruns`` those that PortAudio told the client. A miss is a
     hop, or a do-nothing callback, that took longer than the server's period, or a hop that was played dry for want of
-    time. ``memory_kib`` is the private memory of audio and graph processes as (seconds since the first block, KiB).
+    time. ``restarts`` are of graph processes; memory jumps at one. ``memory_kib`` is the private memory of audio and graph processes as (seconds since the first block, KiB).
     """
 
     kind: str
@@ -74,6 +74,7 @@ class Slice:
     misses: int
     messages: int
     dropped_frames: int = 0
+    restarts: int = 0
     memory_kib: list[tuple[float, float]] = field(default_factory=list)
     failure: str = ""
 
@@ -277,6 +278,7 @@ def _restyle_turn(
         misses=int((hop_ms > deadline_ms).sum() + after.meters.late_hops - before.meters.late_hops),
         messages=played_after.messages - played.messages,
         dropped_frames=after.dropped_frames - before.dropped_frames,
+        restarts=after.restarts - before.restarts,
         memory_kib=memory,
         failure=problem,
     )
@@ -348,6 +350,7 @@ def soak_figures(slices: list[Slice], settings: SoakSettings, sample_rate: int) 
                 "kept_share": round(frames / (seconds * sample_rate), 5) if seconds else 0.0,
                 "messages": sum(one.messages for one in chosen),
                 "recording_dropped_frames": sum(one.dropped_frames for one in chosen),
+                "restarts": sum(one.restarts for one in chosen),
                 "failures": sum(bool(one.failure) for one in chosen),
             }
         ours, idle = sums["restyle"], sums["idle"]
