@@ -62,7 +62,8 @@ class Slice:
 
     ``xruns`` are the server's, heard by the player; ``own_xruns`` those that PortAudio told the client. A miss is a
     hop, or a do-nothing callback, that took longer than the server's period, or a hop that was played dry for want of
-    time. ``restarts`` are of graph processes; memory jumps at one. ``memory_kib`` is the private memory of audio and graph processes as (seconds since the first block, KiB).
+    time. ``restarts`` are of graph processes; memory jumps at one. ``memory_kib`` is the private memory of audio and
+    graph processes as (seconds since the first block, KiB).
     """
 
     kind: str

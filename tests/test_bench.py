@@ -269,17 +269,17 @@ def test_a_sound_that_the_engine_did_not_compute_is_no_switch() -> None:
         find_switches(replay, sent, heard, switches(42))  # heard before it was sent
 
 
-def relatives(pid: int) -> list[str]:
-    """The command lines of processes that belong to the server of the bench with this process id."""
+def relatives(pid: int) -> dict[int, str]:
+    """The processes that belong to the server of the bench with this process id, and their command lines."""
     mark = f"restyle-bench-{pid}-".encode()
-    found = []
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (folder / "cmdline").read_bytes()
             if b"resource_tracker" in command:
                 continue  # Python's own, which ends with its maker
             if int(folder.name) != pid and (mark in command or mark in (folder / "environ").read_bytes()):
-                found.append(command.replace(b"\0", b" ").decode(errors="replace"))
+                found[int(folder.name)] = command.replace(b"\0", b" ").decode(errors="replace")
     return found
 
 
@@ -321,6 +321,9 @@ def running_bench(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         if process.poll() is None:
             process.kill()
             process.communicate()
+            for left in relatives(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(left, signal.SIGKILL)
 
 
 @pytest.mark.jack
@@ -360,12 +363,12 @@ def test_a_soak_that_is_ended_leaves_its_figures_and_no_process(tmp_path: Path, 
     path = tmp_path / "soak.json"
     with running_bench("--soak", "10", "--json", str(path)) as process:
         deadline = time.monotonic() + PATIENCE_S
-        while "restyle-soak" not in "".join(relatives(process.pid)) and len(relatives(process.pid)) < 3:
+        while len(relatives(process.pid)) < 3:  # the server, the player and the audio process
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         time.sleep(2.0)
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, (out, err)
         await_nothing_left(process.pid)
     assert [one["kind"] for one in json.loads(path.read_text())["soak"]["slices"]] == ["restyle"]
@@ -377,11 +380,11 @@ def test_a_soak_that_is_ended_leaves_its_figures_and_no_process(tmp_path: Path, 
 def test_a_bench_that_is_ended_leaves_no_process() -> None:
     with running_bench("--hops", "500", "--no-startup", "--max-channels", "0", "--jack") as process:
         deadline = time.monotonic() + PATIENCE_S
-        while not any("live" in command for command in relatives(process.pid)):
+        while not any("live" in command for command in relatives(process.pid).values()):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 130, err
         await_nothing_left(process.pid)
 
