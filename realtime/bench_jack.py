@@ -97,6 +97,8 @@ def jack_server(sample_rate: int, period_samples: int, arguments: Sequence[str] 
     # A client that leaves can hold a synchronous server up for ten times -t; who joins meanwhile gives up after 5 s.
     command = ["jackd", "-n", name, *arguments, "-t", "200", "-d", "dummy", "-r", str(sample_rate)]
     command += ["-p", str(period_samples)]
+    if shutil.which("setpriv"):  # a bench that is killed takes its server along
+        command = ["setpriv", "--pdeathsig", "TERM", *command]
     with tempfile.TemporaryFile() as log, _process_environment(_environment(name)):
         # A session of its own: Ctrl-C must not reach it before its clients have left.
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
