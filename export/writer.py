@@ -39,6 +39,9 @@ from training.checkpoint import TrainedModel
 from training.models.encoder import CLIP_SAMPLES
 
 GOLDEN_HOPS = 64
+MOST_BLENDED_STYLES = 32
+"""Of whose blends levels are measured: pairs grow with the square."""
+ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def write_model(
     playing = at_common_loudness(demo_playing(spec.sample_rate), spec.sample_rate)
     vectors = [style.vector for style in styles]
     loudness = measure_loudness(model, reference_playings(spec.sample_rate), vectors, spec)
+    losses = measure_blend_losses(model, reference_playings(spec.sample_rate)[1::2], vectors, spec)
     start = int(np.argmax(np.abs(playing) > 0.05)) // spec.hop_samples * spec.hop_samples
     golden_in = playing[start : start + GOLDEN_HOPS * spec.hop_samples]
     vector = torch.from_numpy(vectors[0])[None]
@@ -110,6 +114,7 @@ def write_model(
         card=card,
         golden=Golden(styles[0].id, Golden.pack(golden_in), Golden.pack(golden_out[0].numpy())),
         weight_count=sum(parameter.numel() for parameter in model.parameters()),
+        blend_losses_lu=tuple(tuple(round(float(loss), 2) for loss in row) for row in losses),
     )
     graph = build_graph(model, manifest.style_dim, spec.hop_samples)
     _strip(graph)
@@ -146,6 +151,27 @@ def measure_loudness(
         made = run_torch(model, audio, rows[None], samples).numpy()
         loudness.append([loudness_lufs(out, spec.sample_rate) for out in made])
     return np.mean(loudness, axis=0).tolist()
+
+
+def measure_blend_losses(
+    model: nn.Module,
+    playings: Sequence[NDArray[np.float32]],
+    vectors: Sequence[NDArray[np.float32]],
+    spec: SpectralSpec,
+) -> NDArray[np.float64]:
+    """[styles, styles]: by how many LU the even blend of two is quieter than both in the mean; none for many styles."""
+    count = len(vectors)
+    if not 2 <= count <= MOST_BLENDED_STYLES:
+        return np.zeros((0, 0))
+    pairs = [(i, j) for i in range(count) for j in range(i)]
+    blends = [0.5 * (vectors[i] + vectors[j]) for i, j in pairs]
+    alone = np.array(measure_loudness(model, playings, vectors, spec))
+    losses = np.zeros((count, count))
+    for at in range(0, len(pairs), ROWS_AT_ONCE):
+        loudness = measure_loudness(model, playings, blends[at : at + ROWS_AT_ONCE], spec)
+        for (i, j), blended in zip(pairs[at : at + ROWS_AT_ONCE], loudness, strict=True):
+            losses[i, j] = losses[j, i] = 0.5 * (alone[i] + alone[j]) - blended
+    return losses
 
 
 def card_of(trained: TrainedModel, description: str) -> Card:

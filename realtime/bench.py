@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -15,10 +19,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from rich.markup import escape
-from rich.table import Table
 
 from realtime.audio import demo_playing
+from realtime.bench_compare import CompareSettings, other_model
 from realtime.bundle import DEMO_CLIP, Bundle, read_bundle
 from realtime.controls import PARAMETERS, Performer, mix_controls
 from realtime.processor import Processor
@@ -28,6 +31,10 @@ from realtime.stream import Stream
 TURN_HOPS = 50
 """Hops timed in one go before the other candidate has its turn."""
 FRESH_TIMEOUT_S = 60.0
+CHANNEL_HOPS = 1_000
+"""Hops timed at each number of channels, at most."""
+HISTOGRAM_EDGES_MS = np.geomspace(1e-4, 1e3, 141)
+"""Twenty bins a decade, from a tenth of a microsecond to a second; what lies beyond counts in the outermost."""
 
 
 class MeasureError(RuntimeError):
@@ -128,50 +135,121 @@ class _MatMul:
         self._session.run_with_iobinding(self._binding)
 
 
-def measure_compute(bundle: Bundle, provider: str, hops: int) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds per hop of 'processor', 'graph' and 'matmul', taken in turns of TURN_HOPS in one run."""
+def measure_compute(
+    bundle: Bundle,
+    provider: str,
+    hops: int,
+    channels: int = 1,
+    others: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Milliseconds per hop [hops] by name, taken in turns of TURN_HOPS in one run.
+
+    'processor' is the whole of Processor.process; 'copy_in' (audio and style into the bound buffers), 'graph' and
+    'copy_out' are its parts without the plugin around them; each of ``others`` is timed per call. On a GPU, 'graph'
+    holds the transfers to the device and back.
+    """
     hop = bundle.manifest.spectral.hop_samples
     processor = Processor(bundle, provider)
-    processor.prepare(bundle.manifest.spectral.sample_rate, hop, 1)
-    bare = Stream(bundle, 1, provider=provider)
-    bare.style[:] = processor.controls.style
+    processor.prepare(bundle.manifest.spectral.sample_rate, hop, channels)
+    bare = Stream(bundle, channels, provider=provider)
     bare.warm_up()
-    matmul = _MatMul(bundle.manifest.weight_count)
-    audio = _playing(bundle, hop)
-    times = {name: np.zeros(hops) for name in ("processor", "graph", "matmul")}
+    style, out = processor.controls.style, np.zeros((channels, hop), np.float32)
+    audio = _playing(bundle, hop, channels)
+    blocks = audio.shape[1]
+    clock = perf_counter_ns
+
+    def run_processor(number: int) -> tuple[int, ...]:
+        block = audio[:, number % blocks]
+        start = clock()
+        processor.process(block)
+        return (clock() - start,)
+
+    def run_bare(number: int) -> tuple[int, ...]:
+        block = audio[:, number % blocks]
+        start = clock()
+        bare.audio[:] = block
+        bare.style[:] = style
+        copied_in = clock()
+        result = bare.step()
+        done = clock()
+        out[:] = result
+        return copied_in - start, done - copied_in, clock() - done
+
+    def run_other(step: Callable[[], object]) -> Callable[[int], tuple[int, ...]]:
+        def run(_: int) -> tuple[int, ...]:
+            start = clock()
+            step()
+            return (clock() - start,)
+
+        return run
+
+    turns: dict[tuple[str, ...], Callable[[int], tuple[int, ...]]] = {
+        ("processor",): run_processor,
+        ("copy_in", "graph", "copy_out"): run_bare,
+    } | {(name,): run_other(step) for name, step in (others or {}).items()}
+    times = {names: np.zeros((hops, len(names))) for names in turns}
     # Let caches and clocks settle before anything counts.
     for at in range(-2 * TURN_HOPS, hops, TURN_HOPS):
-        for name, lane in times.items():
+        for names, run in turns.items():
             for number in range(at, min(at + TURN_HOPS, hops)):
-                block = audio[:, number % audio.shape[1]]
-                if name == "graph":
-                    bare.audio[:] = block
-                start = perf_counter_ns()
-                if name == "processor":
-                    processor.process(block)
-                elif name == "graph":
-                    bare.step()
-                else:
-                    matmul.step()
-                elapsed = perf_counter_ns() - start
+                elapsed_ns = run(number)
                 if number >= 0:
-                    lane[number] = elapsed * 1e-6
-    return times
+                    times[names][number] = elapsed_ns
+    return {name: lane[:, i] * 1e-6 for names, lane in times.items() for i, name in enumerate(names)}
 
 
-def _playing(bundle: Bundle, hop: int) -> NDArray[np.float32]:
-    """The bundled clip as blocks [1, hops, hop]."""
+def measure_channels(
+    bundle: Bundle, provider: str, hops: int, limit: int, say: Callable[[str], None] = lambda _: None
+) -> list[dict[str, Any]]:
+    """The split of the time per hop at 1, 2, 4, 8 ... channels, each one performer.
+
+    Ends after the first number whose p99 is longer than the hop, or at ``limit``.
+    """
+    budget_ms = 1e3 * bundle.manifest.spectral.hop_seconds
+    rows: list[dict[str, Any]] = []
+    channels = 1
+    while channels <= limit and not (rows and rows[-1]["processor_ms"]["p99"] > budget_ms):
+        say(f"{channels} channels")
+        times = measure_compute(bundle, provider, hops, channels)
+        rows.append(
+            {"channels": channels}
+            | {f"{name}_ms": percentiles_ms(lane) for name, lane in times.items()}
+            | {"late_hops": int((times["processor"] > budget_ms).sum())}
+        )
+        channels *= 2
+    return rows
+
+
+def performers_in_real_time(rows: list[dict[str, Any]], budget_ms: float) -> int:
+    """The largest number of channels tried whose p99 is within the hop; 0 if not even one is."""
+    return max((row["channels"] for row in rows if row["processor_ms"]["p99"] <= budget_ms), default=0)
+
+
+def histogram(times: Mapping[str, NDArray[np.float64]], edges: NDArray[np.float64]) -> dict[str, Any]:
+    """Counts by name between ``edges``, in the unit of the times; only the bins from the first to the last in use."""
+    counts = {name: np.histogram(np.clip(lane, edges[0], edges[-1]), edges)[0] for name, lane in times.items()}
+    used = np.flatnonzero(sum(counts.values()))
+    bins = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
+    return {
+        "edges": [float(f"{edge:.4g}") for edge in edges[bins.start : bins.stop + 1]],
+        "counts": {name: lane[bins].tolist() for name, lane in counts.items()},
+    }
+
+
+def _playing(bundle: Bundle, hop: int, channels: int) -> NDArray[np.float32]:
+    """The bundled clip as blocks [channels, hops, hop]; each channel is at another place in it."""
     audio = demo_playing(bundle.manifest.spectral.sample_rate)
-    return audio[: len(audio) // hop * hop].reshape(1, -1, hop)
+    blocks = audio[: len(audio) // hop * hop].reshape(-1, hop)
+    return np.stack([np.roll(blocks, -97 * channel, axis=0) for channel in range(channels)])
 
 
-def _fresh_python(what: str, *arguments: str) -> float:
-    """The last number that a fresh interpreter prints. Raises MeasureError when it fails or takes too long."""
+def _fresh_python(what: str, *arguments: str) -> list[float]:
+    """The numbers that a fresh interpreter prints. Raises MeasureError when it fails or takes too long."""
     try:
         result = subprocess.run(
             [sys.executable, *arguments], capture_output=True, text=True, check=True, timeout=FRESH_TIMEOUT_S
         )
-        return float(result.stdout.split()[-1])
+        return [float(number) for number in result.stdout.split()]
     except subprocess.TimeoutExpired:
         raise MeasureError(f"{what}: not done within {FRESH_TIMEOUT_S:g} s; --no-startup leaves it out") from None
     except subprocess.CalledProcessError as error:
@@ -182,7 +260,23 @@ def _fresh_python(what: str, *arguments: str) -> float:
 def measure_import_s(runs: int = 5) -> float:
     """Median seconds of ``import realtime`` in a fresh interpreter, beyond the interpreter's own start."""
     code = "import time; t = time.perf_counter(); import realtime; print(time.perf_counter() - t)"
-    return float(np.median([_fresh_python("import realtime", "-c", code) for _ in range(runs)]))
+    return float(np.median([_fresh_python("import realtime", "-c", code)[-1] for _ in range(runs)]))
+
+
+def measure_cold_start_s(model: Path, provider: str, runs: int = 3) -> dict[str, float]:
+    """Median seconds of a fresh process: 'import' of the engine, 'load' (model read, session made, warmed up) and
+    'first_hop', and the 'total' from starting the interpreter to the end of that hop."""
+    code = (
+        "import sys, time; clock = time.perf_counter; t = [clock()]\n"
+        "import numpy as np; from realtime.bundle import read_bundle; from realtime.processor import Processor\n"
+        "t.append(clock()); processor = Processor(read_bundle(sys.argv[1]), sys.argv[2]); hop = processor.hop_samples\n"
+        "processor.prepare(processor.manifest.spectral.sample_rate, hop, 1)\n"
+        "t.append(clock()); processor.process(np.zeros((1, hop), np.float32))\n"
+        "t.append(clock()); print(*np.diff(t), time.time() - float(sys.argv[3]))\n"
+    )
+    taken = [_fresh_python("cold start", "-c", code, str(model), provider, repr(time.time())) for _ in range(runs)]
+    names = ("import", "load", "first_hop", "total")
+    return {name: round(float(value), 6) for name, value in zip(names, np.median(taken, axis=0), strict=True)}
 
 
 def measure_live_start_s(model: Path, provider: str, runs: int = 3) -> float:
@@ -204,7 +298,7 @@ def measure_live_start_s(model: Path, provider: str, runs: int = 3) -> float:
         script = Path(folder) / "start.py"
         script.write_text(code)
         arguments = (str(script), str(model), provider)
-        return float(np.median([_fresh_python("restyle live", *arguments) for _ in range(runs)]))
+        return float(np.median([_fresh_python("restyle live", *arguments)[-1] for _ in range(runs)]))
 
 
 def measure_render_speed(bundle: Bundle, provider: str) -> float:
@@ -231,30 +325,80 @@ def _machine() -> str:
     return f"{name}, {os.cpu_count()} cores, {platform.system()}"
 
 
-def measure(
-    model: Path, provider: str, hops: int, startup: bool
-) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
-    """All figures as plain values, and the times in ms that they come from.
+def _commit() -> str:
+    """``git describe`` of the checkout that holds this package, else the installed version."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        # An installed package may lie in somebody else's checkout.
+        for arguments in (("ls-files", "--error-unmatch", "bench.py"), ("describe", "--always", "--dirty", "--tags")):
+            result = subprocess.run([*git, *arguments], capture_output=True, text=True, check=True, timeout=10)
+        return result.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return _version()
 
-    Raises BundleError, ProviderError, MeasureError.
-    """
-    begin = time.perf_counter()
-    bundle = read_bundle(model)
-    Processor(bundle, provider).prepare(bundle.manifest.spectral.sample_rate, 128, 1)
-    load_s = time.perf_counter() - begin
-    manifest, spec = bundle.manifest, bundle.manifest.spectral
-    times = measure_compute(bundle, provider, hops)
-    processor, graph, matmul = (np.median(times[name]) for name in ("processor", "graph", "matmul"))
-    budget = 1e3 * spec.hop_seconds
-    figures: dict[str, Any] = {
-        "model": manifest.name,
+
+def _version() -> str:
+    try:
+        return metadata.version("restyle")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def origin(bundle: Bundle, provider: str) -> dict[str, Any]:
+    """What was measured, where and when; every log line starts with it."""
+    spec = bundle.manifest.spectral
+    return {
+        "model": bundle.manifest.name,
         "provider": provider,
         "machine": _machine(),
-        "date": time.strftime("%Y-%m-%d"),
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
         "onnxruntime": ort.__version__,
         "sample_rate": spec.sample_rate,
         "hop_samples": spec.hop_samples,
-        "hop_ms": round(budget, 4),
+        "hop_ms": round(1e3 * spec.hop_seconds, 4),
+    }
+
+
+def append_log(path: Path, figures: dict[str, Any]) -> None:
+    """One line of JSON at the end of a file, which is made if it is not there. Raises OSError."""
+    with path.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(figures, separators=(",", ":")) + "\n")
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What to measure; ``max_channels`` 0 leaves out the channels, ``compare`` is another model to run in turns."""
+
+    model: Path
+    provider: str = "cpu"
+    hops: int = 10_000
+    startup: bool = True
+    max_channels: int = 128
+    compare: CompareSettings | None = None
+
+
+def measure(
+    settings: BenchSettings, say: Callable[[str], None] = lambda _: None
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
+    """All figures of this process as plain values, and the times in ms that they come from; ``say`` hears what is next.
+
+    Raises BundleError, CompareError, ProviderError, MeasureError.
+    """
+    provider, hops = settings.provider, settings.hops
+    begin = time.perf_counter()
+    bundle = read_bundle(settings.model)
+    Processor(bundle, provider).prepare(bundle.manifest.spectral.sample_rate, 128, 1)
+    load_s = time.perf_counter() - begin
+    manifest, spec = bundle.manifest, bundle.manifest.spectral
+    others: dict[str, Callable[[], object]] = {"matmul": _MatMul(manifest.weight_count).step}
+    other = None
+    if settings.compare is not None:
+        other = other_model(settings.compare, provider, spec.sample_rate, spec.hop_samples)
+        others["compare"] = other.step
+    say("latency")
+    latency = {
         "algorithmic_latency_samples": {
             "declared": manifest.latency_samples,
             "measured": measure_algorithmic_latency(bundle, provider),
@@ -263,68 +407,37 @@ def measure(
             "declared": manifest.latency_samples,
             "measured": measure_processor_latency(bundle, provider),
         },
+    }
+    say("time per hop")
+    times = measure_compute(bundle, provider, hops, others=others)
+    processor, graph, matmul = (np.median(times[name]) for name in ("processor", "graph", "matmul"))
+    budget_ms = 1e3 * spec.hop_seconds
+    figures = origin(bundle, provider) | latency
+    figures |= {
         "hops": hops,
         "compute_ms": percentiles_ms(times["processor"]),
         "graph_ms": percentiles_ms(times["graph"]),
         "matmul_ms": percentiles_ms(times["matmul"]),
-        "hop_share_p50": round(float(processor / budget), 4),
-        "real_time_factor": round(float(times["processor"].mean() / budget), 4),
-        "late_hops": int((times["processor"] > budget).sum()),
+        "split_ms": {name: percentiles_ms(times[name]) for name in ("copy_in", "graph", "copy_out", "processor")},
+        "histogram_ms": histogram(times, HISTOGRAM_EDGES_MS),
+        "hop_share_p50": round(float(processor / budget_ms), 4),
+        "real_time_factor": round(float(times["processor"].mean() / budget_ms), 4),
+        "late_hops": int((times["processor"] > budget_ms).sum()),
         "overhead_ratio": round(float(processor / graph), 4),
         "matmul_ratio": round(float(graph / matmul), 4),
         "load_s": round(load_s, 3),
     }
-    if startup:
+    if other is not None:
+        figures["compare"] = other.figures(times["compare"], times["graph"], budget_ms)
+    if settings.max_channels:
+        rows = measure_channels(bundle, provider, min(hops, CHANNEL_HOPS), settings.max_channels, say)
+        figures["channels"] = rows
+        figures["performers_in_real_time"] = performers_in_real_time(rows, budget_ms)
+    if settings.startup:
+        say("start-up")
         figures["import_realtime_s"] = round(measure_import_s(), 4)
-        figures["live_start_s"] = round(measure_live_start_s(model, provider), 3)
+        figures["cold_start_s"] = measure_cold_start_s(settings.model, provider)
+        figures["live_start_s"] = round(measure_live_start_s(settings.model, provider), 3)
+        say("render")
         figures["render_times_real_time"] = round(measure_render_speed(bundle, provider), 2)
     return figures, times
-
-
-def table(figures: dict[str, Any]) -> Table:
-    """The figures for a terminal."""
-    rate, budget = figures["sample_rate"], figures["hop_ms"]
-    grid = Table("figure", "value", title=escape(f"{figures['model']} on {figures['machine']} ({figures['provider']})"))
-    for name, label in (
-        ("algorithmic_latency_samples", "algorithmic latency"),
-        ("processor_latency_samples", "processor"),
-    ):
-        value = figures[name]
-        milliseconds = 1e3 * value["measured"] / rate
-        text = f"{value['measured']} samples ({milliseconds:.2f} ms) measured, {value['declared']} declared"
-        grid.add_row(label, text)
-    for name, label in (("compute_ms", "processor per hop"), ("graph_ms", "graph alone"), ("matmul_ms", "one MatMul")):
-        value = figures[name]
-        grid.add_row(
-            label,
-            f"p50 {value['p50']:.3f}  p99 {value['p99']:.3f}  p99.9 {value['p999']:.3f}  max {value['max']:.3f} ms",
-        )
-    grid.add_row("share of the hop", f"{figures['hop_share_p50']:.1%} of {budget:.2f} ms at p50")
-    grid.add_row("late hops", f"{figures['late_hops']} of {figures['hops']}")
-    grid.add_row("processor over graph", f"{figures['overhead_ratio'] - 1:+.1%} at p50")
-    grid.add_row("graph over MatMul", f"{figures['matmul_ratio']:.2f} times, with as many weights")
-    grid.add_row("model loaded and warm", f"{figures['load_s']:.2f} s")
-    if "live_start_s" in figures:
-        grid.add_row("import realtime", f"{figures['import_realtime_s']:.3f} s")
-        grid.add_row("live until it sounds", f"{figures['live_start_s']:.2f} s")
-        grid.add_row("render", f"{figures['render_times_real_time']:.1f} times real time")
-    return grid
-
-
-def draw(path: Path, figures: dict[str, Any], times: dict[str, NDArray[np.float64]]) -> None:
-    """Histogram and course of the time per hop, as a PNG. Raises OSError."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    upper, lower = figure.subplots(2, 1)
-    top = max(float(np.percentile(lane, 99.9)) for lane in times.values()) * 1.3
-    for name, lane in times.items():
-        upper.hist(
-            lane, bins=np.linspace(0, top, 200).tolist(), histtype="step", label=f"{name}: p50 {np.median(lane):.3f} ms"
-        )
-    upper.set(yscale="log", xlabel="ms per hop", ylabel="hops", title=f"{figures['model']} on {figures['machine']}")
-    upper.legend()
-    lower.plot(times["processor"], ".", markersize=1.5)
-    lower.axhline(figures["hop_ms"], color="#b03030")
-    lower.set(xlabel="hop", ylabel="processor, ms", yscale="log")
-    figure.savefig(path, dpi=110, format="png")

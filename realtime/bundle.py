@@ -160,6 +160,8 @@ class Manifest:
     card: Card
     golden: Golden
     weight_count: int = field(default=0)
+    blend_losses_lu: tuple[tuple[float, ...], ...] = ()
+    """By how much the even blend of two styles is quieter than both in the mean [styles, styles]; may be missing."""
 
     def style(self, style_id: str) -> Style:
         """The style with this id (or label, ignoring case); StyleError with near matches if there is none."""
@@ -307,6 +309,13 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
         wrong = style_problem(style, manifest.style_dim)
         if wrong:
             need(False, f"styles[{i}] ({style.id}).{wrong[0]}", wrong[1])
+    losses = manifest.blend_losses_lu
+    need(
+        not losses or (len(losses) == len(manifest.styles) and all(len(row) == len(losses) for row in losses)),
+        "blend_losses_lu",
+        f"has not one row and column for each of the {len(manifest.styles)} styles",
+    )
+    need(all(abs(v) < 100.0 for row in losses for v in row), "blend_losses_lu", "has a number that is no sane one")
     for parameter in manifest.parameters:
         here, (low, high) = f"parameters.{parameter.id}", PARAMETER_LIMITS.get(parameter.unit, (-1e6, 1e6))
         need(

@@ -122,11 +122,7 @@ def measure_loudness_lufs(bundle: Bundle, vector: NDArray[np.float32]) -> float:
     stream.warm_up()
     stream.style[:] = vector
     audio = np.stack([playing[: min(map(len, playings))] for playing in playings])
-    out = np.zeros((len(audio), audio.shape[1] // stream.step_samples * stream.step_samples), np.float32)
-    for start in range(0, out.shape[1], stream.step_samples):
-        stream.audio[:] = audio[:, start : start + stream.step_samples]
-        out[:, start : start + stream.step_samples] = stream.step()
-    return float(np.mean([loudness_lufs(made, rate) for made in out]))
+    return float(np.mean([loudness_lufs(made, rate) for made in stream.play(audio)]))
 
 
 def learn(bundle: Bundle, clip: Path, name: str, program: int | None = None) -> LearnedStyle:

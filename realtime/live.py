@@ -507,9 +507,6 @@ class Performance:
         if self._workers is not None:
             self._workers.close()
             self._workers = None
-        if self._inputs is not None:
-            self._inputs.close()
-            self._inputs = None
         if self._player is not None:
             self._player.join(1.0)
         if self._recorder is not None:
@@ -519,6 +516,9 @@ class Performance:
                     self._files.append(self._draw())
                 except (OSError, AudioFileError) as error:
                     self._recorder.problem = self._recorder.problem or f"the picture could not be written ({error})"
+        if self._inputs is not None:  # after the recording is safe: libraries of hardware are the likeliest to crash
+            self._inputs.close()
+            self._inputs = None
         self._shared.close()
         self._controls_closed = True
 

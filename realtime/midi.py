@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import threading
+import time
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -27,6 +28,8 @@ CLIENT_NAME = "restyle-midi"
 VIRTUAL = "virtual"
 LOOK_INTERVAL_S = 0.5
 STOP_TIMEOUT_S = 2.0
+QUIET_S = 0.3
+"""RtMidi crashes when it closes a JACK port in a period that has messages: so long after the last one, none come."""
 
 
 class MidiError(RuntimeError):
@@ -309,6 +312,7 @@ class MidiInputs:
         Raises MidiError, with the list, when a wanted port does not exist.
         """
         self._deliver = on_message
+        self._heard_at = 0.0
         self._virtual: _Port | None = None
         self._open: list[_Port] = []
         self._lookers: dict[int, Any] = {}
@@ -352,6 +356,7 @@ class MidiInputs:
         return any("jack" in port.api.name.casefold() for port in (self._virtual, *self._open) if port is not None)
 
     def _on_message(self, data: bytes) -> None:
+        self._heard_at = time.monotonic()
         self._deliver(data)
 
     def _open_virtual(self) -> bool:
@@ -425,6 +430,10 @@ class MidiInputs:
         self._lookers.clear()
 
     def close(self) -> None:
+        """Stop listening; under a flood of messages without closing."""
+        if self.uses_jack and time.monotonic() - self._heard_at < QUIET_S:
+            self.abandon()
+            return
         self._over.set()
         if self._watch is not None:
             self._watch.join(STOP_TIMEOUT_S)

@@ -146,6 +146,15 @@ class Stream:
         self._turn = 1 - self._turn
         return self.audio_out
 
+    def play(self, audio: NDArray[np.float32]) -> NDArray[np.float32]:
+        """All whole steps of audio [channels, samples], one after the other -> [channels, steps * step_samples]."""
+        samples = self.step_samples
+        out = np.empty((self.channels, audio.shape[1] // samples * samples), np.float32)
+        for start in range(0, out.shape[1], samples):
+            self.audio[:] = audio[:, start : start + samples]
+            out[:, start : start + samples] = self.step()
+        return out
+
     def reset(self) -> None:
         """Back to silence: every state to zeros."""
         for name, zeros in self._zeros.items():

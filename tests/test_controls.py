@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from realtime.controls import (
     TARGET_LOUDNESS_LUFS,
     Controls,
     Performer,
+    blend_loss_lu,
     db_to_gain,
     level_gain_db,
     mix_controls,
@@ -67,6 +70,28 @@ def test_a_mix_in_words() -> None:
     assert [style.id for style in performer.mix()] == ["flute"]
     select_mix(fresh := Performer(MANIFEST), "flute")
     assert [style.id for style in fresh.mix()] == ["flute"] and not fresh.held
+
+
+def test_what_a_blend_loses_is_the_sum_of_its_pairs_and_less_for_chords() -> None:
+    styles = MANIFEST.styles[:3]
+    losses = ((0.0, 2.0, 3.0), (2.0, 0.0, 1.0), (3.0, 1.0, 0.0))
+    manifest = replace(MANIFEST, styles=styles, blend_losses_lu=losses)
+    a, b, c = styles
+    assert blend_loss_lu(manifest, {a: 1.0}) == 0.0
+    assert blend_loss_lu(manifest, {a: 0.5, b: 0.5}) == pytest.approx(2.0)
+    assert blend_loss_lu(manifest, {a: 0.75, b: 0.25}) == pytest.approx(4 * 0.75 * 0.25 * 2.0)
+    third = 1 / 3
+    expected = 4 / 9 * (2.0 + 3.0 + 1.0) * (1.0 - 0.8 * (2 / 3 - 0.5))
+    assert blend_loss_lu(manifest, {a: third, b: third, c: third}) == pytest.approx(expected)
+    learned = replace(c, id="learned")
+    assert blend_loss_lu(manifest, {a: 0.5, learned: 0.5}) == pytest.approx(2.0)  # the mean pair
+    assert blend_loss_lu(replace(manifest, blend_losses_lu=()), {a: 0.5, b: 0.5}) == 0.0
+
+    performer = Performer(manifest)
+    performer.hold(60, a, 100)
+    performer.hold(61, b, 100)
+    alone = 0.5 * sum(level_gain_db(style.loudness_lufs) for style in (a, b))
+    assert performer.controls().level_gain_db == pytest.approx(alone + 2.0)
 
 
 @pytest.mark.parametrize(

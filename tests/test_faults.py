@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,19 @@ def test_a_flood_of_midi_disturbs_nothing(musician: Musician) -> None:
     assert "Trumpet 100%" in out and err == ""
     sent, heard = musician.since(0)
     np.testing.assert_array_equal(heard[start:end], sent[start - delay : end - delay])
+
+
+@pytest.mark.usefixtures("jack_server")
+def test_ctrl_c_under_a_flood_of_midi_ends_it_cleanly(tmp_path: Path) -> None:
+    take = tmp_path / "take"
+    with restyle_live("--midi", "virtual", "--record", str(take)) as restyle:
+        restyle.await_sound()
+        with pedalboard("restyle-midi:in") as pedals:
+            flood = threading.Thread(target=pedals.send, args=[[0xB0, 1, i % 128] for i in range(60_000)])
+            flood.start()
+            wait_for(lambda: noted(take, '"midi"'), "the flood")
+            restyle.family = children(restyle.process.pid)
+            _, err = restyle.end()
+            flood.join()
+    assert err == ""
+    assert replay(take)["whole"]

@@ -31,6 +31,7 @@ from training.checkpoint import CheckpointError, load_for_export, read_checkpoin
 from training.library import ExcerptSampler, Library, load_library  # noqa: E402
 from training.models.classifier import style_loss  # noqa: E402
 from training.models.critic import critic_loss, deception_loss  # noqa: E402
+from training.objectives.judges import Hearing, hear_judges  # noqa: E402
 from training.objectives.restore import RestoreObjective, TrainingError, learning_rate_factor  # noqa: E402
 from training.recipe import OptimiserConfig, Recipe, load_recipe  # noqa: E402
 from training.train import RunOptions, RunResult, TrainingBatches, run_training, set_aside  # noqa: E402
@@ -170,7 +171,7 @@ def test_a_few_steps_on_one_batch_reduce_its_loss(place: Path) -> None:
     totals = []
     for _ in range(15):
         pair = module.pair(batch)
-        loss = module.judge(module.restore(pair.input, module.styles(batch.style)), pair.target).total.mean()
+        loss = module.restoration_loss(module.restore(pair.input, module.styles(batch.style)), pair.target).total.mean()
         totals.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
@@ -191,7 +192,7 @@ def test_answer_and_target_are_aligned(place: Path) -> None:
         float((answer[:, 256:-256] * audio[:, 256 + k : answer.shape[1] - 256 + k]).sum()) for k in range(-130, 130)
     ]
     assert int(np.argmax(fits)) - 130 == 0
-    unchanged = module.judge(audio[:, : answer.shape[1]], audio)
+    unchanged = module.restoration_loss(audio[:, : answer.shape[1]], audio)
     assert unchanged.total.tolist() == [0.0, 0.0]
 
 
@@ -362,7 +363,8 @@ def test_judges_and_generator_learn_each_from_its_own_loss(place: Path) -> None:
     target = 0.1 * torch.randn(2, 4736, generator=random)
     answer = (0.1 * torch.randn(2, 4736, generator=random)).requires_grad_()
     style, crossed = torch.tensor([0, 1]), torch.tensor([False, False])
-    total, said = module._criticise(torch.zeros(()), answer, target, style, style, crossed, 5)
+    heard = Hearing(answer, target, style, style, crossed)
+    total, said = hear_judges(module.critic, module.classifier, module.recipe.adversary, heard, 7)
     critic, classifier = list(module.critic.parameters()), list(module.classifier.parameters())
     gradients = torch.autograd.grad(total, [answer, *critic, *classifier])
     made = answer.detach().requires_grad_()
@@ -409,8 +411,8 @@ def test_a_step_looks_at_as_many_fft_sizes_as_the_recipe_says(place: Path) -> No
     drawn = [module._fft_sizes(torch.Generator().manual_seed(seed)) for seed in range(40)]
     assert {size for (size,) in drawn} == set(sizes)
     answer, target = torch.randn(2, 2, 4800, generator=torch.Generator().manual_seed(0))
-    each = torch.stack([module.judge(answer, target, (size,)).terms["log_mel"] for size in sizes])
-    assert torch.allclose(each.mean(dim=0), module.judge(answer, target).terms["log_mel"], rtol=1e-5)
+    each = torch.stack([module.restoration_loss(answer, target, (size,)).terms["log_mel"] for size in sizes])
+    assert torch.allclose(each.mean(dim=0), module.restoration_loss(answer, target).terms["log_mel"], rtol=1e-5)
 
 
 def test_crossed_rows_become_another_style(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,12 +67,7 @@ class _Judge:
         stream = self._streams[count * rows]
         stream.reset()
         stream.style[:] = np.repeat(vectors, rows, axis=0)
-        heard = np.tile(pairs.input.numpy(), (count, 1))
-        answer = np.empty_like(heard)
-        step = stream.step_samples
-        for start in range(0, heard.shape[1], step):
-            stream.audio[:] = heard[:, start : start + step]
-            answer[:, start : start + step] = stream.step()
+        answer = stream.play(np.tile(pairs.input.numpy(), (count, 1)))
         delay = self.spec.stream_delay_samples
         late = torch.from_numpy(answer[:, delay:])
         wanted = pairs.target[:, : late.shape[1]].repeat(count, 1)

@@ -25,17 +25,17 @@ from torch import Tensor, nn
 from training.augment import Pair, make_pair, make_true_pair, steady_tones
 from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, CheckpointError
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
-from training.models.classifier import StyleClassifier, hit_rate, style_loss
-from training.models.critic import Critic, Verdict, critic_loss, deception_loss, feature_loss
+from training.models.classifier import StyleClassifier
+from training.models.critic import Critic
 from training.models.encoder import StyleEncoder
 from training.models.generator import Generator, make_generator
+from training.objectives.judges import Hearing, hear_judges
 from training.recipe import OptimiserConfig, Recipe
 
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_STEPS = 20
 TONE_ROWS, TONE_SECONDS = 4, 0.4
-AUDIBLE_RMS = 1e-4  # quieter rows tell a critic nothing
 JUDGES = ("critic.", "classifier.")
 AS_IS_SHARE = 0.5  # of crossed rows: on stage nothing is disguised
 TOGETHER_SHARE = 0.3  # of those
@@ -79,12 +79,6 @@ def _optimiser_groups(names: list[str]) -> list[list[str]]:
     rest = [name for name in learned if not name.startswith(JUDGES)]
     judges = [[name for name in learned if name.startswith(judge)] for judge in JUDGES]
     return [rest, *(group for group in judges if group)]
-
-
-def _frozen(judge: nn.Module, *args: Any) -> Any:
-    """What ``judge`` says with weights that this judgement cannot move: one step then teaches both, each its own."""
-    weights = {name: value.detach() for name, value in judge.named_parameters()}
-    return torch.func.functional_call(judge, weights, args)
 
 
 class RestoreObjective(LightningModule):
@@ -148,7 +142,7 @@ class RestoreObjective(LightningModule):
         answer, _ = generator(audio, vectors, state)
         return answer[:, generator.latency_samples :]
 
-    def judge(self, answer: Tensor, target: Tensor, fft_sizes: tuple[int, ...] | None = None) -> LossTerms:
+    def restoration_loss(self, answer: Tensor, target: Tensor, fft_sizes: tuple[int, ...] | None = None) -> LossTerms:
         """Losses of an answer [batch, samples - latency] against the target [batch, samples]."""
         with torch.autocast(answer.device.type, enabled=False):  # logs of small numbers need float32
             return self.loss(answer.float(), target[:, : answer.shape[1]], fft_sizes)
@@ -170,7 +164,7 @@ class RestoreObjective(LightningModule):
         vectors, anchor = self._style_vectors(batch.raw, batch.style, style, told_by)
         heard = self._heard_on_stage(pair, crossed, random)
         answer = self.restore(heard, vectors)
-        result = self.judge(answer[~crossed], pair.target[~crossed], self._fft_sizes(random))
+        result = self.restoration_loss(answer[~crossed], pair.target[~crossed], self._fft_sizes(random))
         made, played, rate = answer.float(), heard[:, : answer.shape[1]], self.recipe.spectral.sample_rate
         kept = level_l1(made, played, rate)
         total = (result.total.sum() + (kept * crossed).sum()) / len(style) + anchor
@@ -188,8 +182,15 @@ class RestoreObjective(LightningModule):
             self.log("train/unsteadiness", unsteady, batch_size=TONE_ROWS)
         values = {"loss": result.total.mean()} | {name: value.mean() for name, value in result.terms.items()}
         if self.criticising:
-            total, said = self._criticise(total, made, pair.target, batch.style, style, crossed, batch.seed)
-            values |= said
+            classifier = self.classifier if self.recipe.adversary.style_weight else None
+            judged, said = hear_judges(
+                self.critic,
+                classifier,
+                self.recipe.adversary,
+                Hearing(made, pair.target[:, : made.shape[1]], style, batch.style, crossed),
+                batch.seed + 2,
+            )
+            total, values = total + judged, values | said
         elif self.trainer.world_size > 1:
             total = total + self._untouched()
         size = len(batch.style)
@@ -266,43 +267,6 @@ class RestoreObjective(LightningModule):
         vectors = torch.where((told_by >= 0)[:, None], heard[told_by.clamp_min(0)], known)
         return vectors, self.recipe.encoder.anchor_weight * distance
 
-    def _criticise(
-        self,
-        total: Tensor,
-        answer: Tensor,
-        target: Tensor,
-        real_style: Tensor,
-        style: Tensor,
-        crossed: Tensor,
-        seed: int,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``total`` with the judges' own losses and what the generator loses before them; and figures to log."""
-        config = self.recipe.adversary
-        real = target[:, : answer.shape[1]]
-        real_heard, made_heard = (audio.square().mean(dim=1).sqrt() > AUDIBLE_RMS for audio in (real, answer.detach()))
-        both = real_heard & made_heard
-        verdict = self.critic(real)
-        learning = critic_loss(verdict, real_style, self.critic(answer.detach()), style)
-        judged: Verdict = _frozen(self.critic, answer)
-        deceiving = deception_loss(judged, style)
-        total = total + (learning * both).mean() + config.weight * (deceiving * made_heard).mean()
-        values = {"critic": learning[both].mean(), "deception": deceiving[made_heard].mean()} if both.any() else {}
-        if config.feature_weight:
-            features = feature_loss(judged, verdict)
-            total = total + config.feature_weight * (features * (both & ~crossed)).mean()
-        if config.style_weight:
-            random = torch.Generator(device=answer.device).manual_seed(seed + 2)
-            known = self.classifier(real, random)
-            taken = _frozen(self.classifier, answer, random)
-            missing = style_loss(taken, style)
-            total = total + (style_loss(known, real_style) * real_heard).mean()
-            total = total + config.style_weight * (missing * made_heard).mean()
-            if both.any():
-                values["style_known"] = hit_rate(known[:, both], real_style[both])
-                values["style_missing"] = missing[both].mean()
-                values["style_taken"] = hit_rate(taken[:, both], style[both])
-        return total, values
-
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -350,8 +314,8 @@ class RestoreObjective(LightningModule):
         pair = self.pair(batch, validation=True)
         styles = self.average_styles if self.averaging else self.styles
         answer = self.restore(pair.input, styles(batch.style), averaged=self.averaging)
-        result = self.judge(answer, pair.target)
-        unchanged = self.judge(pair.input[:, : answer.shape[1]], pair.target).total
+        result = self.restoration_loss(answer, pair.target)
+        unchanged = self.restoration_loss(pair.input[:, : answer.shape[1]], pair.target).total
         self._heard.append((batch.style, result, unchanged))
         for row, style in enumerate(batch.style.tolist()):
             if style not in self._media and len(self._media) < self.recipe.trainer.media_count:

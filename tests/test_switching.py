@@ -1,0 +1,104 @@
+"""Any style to any style at any moment, by MIDI: no click, no gap, one level; through the shipped model."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
+from realtime.controls import Performer
+from realtime.loudness import loudness_lufs
+from realtime.midi import Message, MidiMap, apply
+from realtime.processor import FADE_HOPS, Processor
+
+BUNDLE = read_bundle(DEFAULT_MODEL)
+HOP, RATE = BUNDLE.manifest.spectral.hop_samples, BUNDLE.manifest.spectral.sample_rate
+STYLES = [style.id for style in BUNDLE.manifest.styles]
+FIRST_NOTE = MidiMap().first_note
+GUITAR = np.asarray(soundfile.read(DEMO_CLIP, dtype="float32", start=RATE // 4, frames=4 * RATE)[0], np.float32)
+
+
+def play(audio: NDArray[np.float32], moments: dict[int, list[Message]], hops_per_step: int = 1) -> NDArray[np.float32]:
+    """What MIDI messages at these hops make of audio [samples]."""
+    performer, midi_map = Performer(BUNDLE.manifest), MidiMap()
+    processor = Processor(BUNDLE, hops_per_step=hops_per_step)
+    step, out = HOP * hops_per_step, []
+    for message in moments.get(0, []):
+        apply(message, performer, midi_map)
+    processor.controls = performer.controls()
+    processor.prepare(RATE, step, 1)
+    for at in range(0, len(audio) // step * step, step):
+        for message in moments.get(at // HOP, []) if at else []:
+            apply(message, performer, midi_map)
+            processor.controls = performer.controls()
+        out.append(processor.process(audio[None, at : at + step]).copy()[0])
+    return np.concatenate(out)
+
+
+def program(style: str) -> Message:
+    return Message("program_change", 0, (BUNDLE.manifest.style(style).program,))
+
+
+def chord(styles: list[str], velocity: int = 100) -> list[Message]:
+    return [Message("note_on", 0, (FIRST_NOTE + STYLES.index(style), velocity)) for style in styles]
+
+
+def largest_step(audio: NDArray[np.float32]) -> float:
+    return float(np.abs(np.diff(audio)).max())
+
+
+@settings(max_examples=12, deadline=None)
+@given(pair=st.lists(st.sampled_from(STYLES), min_size=2, max_size=2, unique=True), at=st.integers(40, 200))
+def test_from_any_style_to_any_other_at_any_moment_nothing_clicks_or_stops(pair: list[str], at: int) -> None:
+    audio = GUITAR[: 300 * HOP]
+    one, other = (play(audio, {0: [program(style)]}) for style in pair)
+    switched = play(audio, {0: [program(pair[0])], at: [program(pair[1])]})
+    around = slice((at - 4) * HOP, (at + 2 * FADE_HOPS) * HOP)
+    usual = max(largest_step(one[around]), largest_step(other[around]))
+    assert largest_step(switched[around]) <= 1.25 * usual + 2.0 / (FADE_HOPS * HOP)
+
+    def floor(sound: NDArray[np.float32]) -> float:
+        """The quietest 20 ms while it fades."""
+        return min(float(np.sqrt(np.mean(part**2))) for part in np.array_split(sound[around], 3))
+
+    assert floor(switched) > 0.2 * min(floor(one), floor(other))
+
+
+def test_chords_of_five_and_morphs_sound_as_loud_as_single_styles() -> None:
+    alone = {style: loudness_lufs(play(GUITAR, {0: [program(style)]}, 16), RATE) for style in STYLES}
+    usual = float(np.mean(list(alone.values())))
+    chords = [STYLES[i:] + STYLES[:i] for i in (0, 3, 6, 9, 12)]
+    levels = [loudness_lufs(play(GUITAR, {0: chord(styles[::3][:5])}, 16), RATE) for styles in chords]
+    pairs = list(itertools.pairwise(STYLES[::3]))
+    for one, other in pairs:
+        second = Message("control_change", 0, (3, BUNDLE.manifest.style(other).program))
+        for value in (32, 64, 96):
+            morph = Message("control_change", 0, (1, value))
+            levels.append(loudness_lufs(play(GUITAR, {0: [program(one), second, morph]}, 16), RATE))
+    differences = np.abs(np.array(levels) - usual)
+    assert np.median(differences) < 1.0 and differences.max() < 2.0, np.round(levels, 1)
+
+
+@pytest.mark.parametrize("kind", ["programs", "chords", "morph"])
+def test_twenty_changes_a_second_never_click(kind: str) -> None:
+    audio, every = GUITAR[: 600 * HOP], round(RATE / HOP / 20)
+    moments: dict[int, list[Message]] = {0: [program(STYLES[0])]}
+    held: list[str] = []
+    for number, hop in enumerate(range(every, 600, every)):
+        style = STYLES[number * 5 % len(STYLES)]
+        if kind == "programs":
+            moments[hop] = [program(style)]
+        elif kind == "chords":
+            released = [Message("note_off", 0, (FIRST_NOTE + STYLES.index(s), 0)) for s in held]
+            held = [STYLES[(number * 5 + i * 3) % len(STYLES)] for i in range(5)]
+            moments[hop] = released + chord(held)
+        else:
+            moments[hop] = [Message("control_change", 0, (1, number * 29 % 128))]
+    steady = max(largest_step(play(audio, {0: [program(style)]}, 8)) for style in STYLES)
+    assert largest_step(play(audio, moments)) <= 1.25 * steady

@@ -1,0 +1,60 @@
+"""What a critic and a classifier of styles say of what was made: losses for the generator, and their own."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from training.models.classifier import StyleClassifier, hit_rate, style_loss
+from training.models.critic import Critic, Verdict, critic_loss, deception_loss, feature_loss
+from training.recipe import AdversaryConfig
+
+AUDIBLE_RMS = 1e-4  # quieter rows tell a judge nothing
+
+
+class Hearing(NamedTuple):
+    """What the judges hear, rows side by side."""
+
+    made: Tensor  # [batch, samples], with a gradient
+    real: Tensor  # [batch, samples]: the recording that each row came from
+    style: Tensor  # [batch]: what each row was to become, as a row of the style table
+    real_style: Tensor  # [batch]: what the recording is
+    crossed: Tensor  # [batch]: rows where the two differ
+
+
+def _frozen(judge: nn.Module, *args: Any) -> Any:
+    """What ``judge`` says with weights that this judgement cannot move: one step then teaches both, each its own."""
+    weights = {name: value.detach() for name, value in judge.named_parameters()}
+    return torch.func.functional_call(judge, weights, args)
+
+
+def hear_judges(
+    critic: Critic, classifier: StyleClassifier | None, config: AdversaryConfig, heard: Hearing, seed: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of what the judges lose and what the generator loses before them; and figures to log."""
+    made, real = heard.made, heard.real
+    real_heard, made_heard = (audio.square().mean(dim=1).sqrt() > AUDIBLE_RMS for audio in (real, made.detach()))
+    both = real_heard & made_heard
+    verdict = critic(real)
+    learning = critic_loss(verdict, heard.real_style, critic(made.detach()), heard.style)
+    judged: Verdict = _frozen(critic, made)
+    deceiving = deception_loss(judged, heard.style)
+    total = (learning * both).mean() + config.weight * (deceiving * made_heard).mean()
+    values = {"critic": learning[both].mean(), "deception": deceiving[made_heard].mean()} if both.any() else {}
+    if config.feature_weight:
+        features = feature_loss(judged, verdict)
+        total = total + config.feature_weight * (features * (both & ~heard.crossed)).mean()
+    if classifier is not None:
+        random = torch.Generator(device=made.device).manual_seed(seed)
+        known = classifier(real, random)
+        taken = _frozen(classifier, made, random)
+        missing = style_loss(taken, heard.style)
+        total = total + (style_loss(known, heard.real_style) * real_heard).mean()
+        total = total + config.style_weight * (missing * made_heard).mean()
+        if both.any():
+            values["style_known"] = hit_rate(known[:, both], heard.real_style[both])
+            values["style_missing"] = missing[both].mean()
+            values["style_taken"] = hit_rate(taken[:, both], heard.style[both])
+    return total, values
