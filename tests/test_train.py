@@ -511,14 +511,14 @@ def test_a_step_without_finite_gradient_changes_nothing_and_many_end_the_run(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = edited(place, ("steps = 6", "steps = 30"), ("[optimiser]", "[optimiser]\nweight_decay = 0"))
-    judge = RestoreObjective.judge
+    judge = RestoreObjective.restoration_loss
 
     def poisoned(self: RestoreObjective, *args: Any) -> object:
         result = judge(self, *args)
         bad = self.global_step >= 2 and self.trainer.training
         return dataclasses.replace(result, total=result.total * float("nan")) if bad else result
 
-    monkeypatch.setattr(RestoreObjective, "judge", poisoned)
+    monkeypatch.setattr(RestoreObjective, "restoration_loss", poisoned)
     monkeypatch.setattr("training.objectives.restore.MAX_SKIPPED_STEPS", 5)
     with pytest.raises(TrainingError, match=r"no finite gradient in 5 steps .* lower optimiser\.learning_rate"):
         run(place, recipe)
@@ -532,13 +532,13 @@ def test_a_step_that_is_skipped_moves_no_weight(place: Path, monkeypatch: pytest
     for _ in range(2):  # so that the optimiser has momentum
         run(place, recipe, minutes=0.0)
     before = read_checkpoint(place / "run" / "last.ckpt")["state_dict"]
-    judge = RestoreObjective.judge
+    judge = RestoreObjective.restoration_loss
 
     def poisoned(self: RestoreObjective, *args: Any) -> object:
         result = judge(self, *args)
         return dataclasses.replace(result, total=result.total * float("nan")) if self.trainer.training else result
 
-    monkeypatch.setattr(RestoreObjective, "judge", poisoned)
+    monkeypatch.setattr(RestoreObjective, "restoration_loss", poisoned)
     assert run(place, recipe).steps == 6
     after = read_checkpoint(place / "run" / "last.ckpt")["state_dict"]
     learned = [name for name in before if not name.startswith("average_")]
