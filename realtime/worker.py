@@ -201,6 +201,8 @@ def worker_process(model: Path, provider: str, link: Link, slot: int, pipe: Any,
     except Exception as error:
         with contextlib.suppress(OSError):
             pipe.send(("error", str(error)))
+        del words
+        exchange.close()
         return
     warnings.simplefilter("ignore", RuntimeWarning)
     gc.collect()
@@ -213,7 +215,7 @@ def worker_process(model: Path, provider: str, link: Link, slot: int, pipe: Any,
     ask, answered, fresh = link.asks[slot], link.answered, True
     while True:
         if not ask.acquire(True, 0.5) and os.getppid() != parent:
-            return
+            os._exit(0)  # arrays still point into shared memory, and nobody is left to read of it
         asked = int(words[_ASKED])
         if int(words[_SERVING]) != slot or int(words[_DONE]) == asked:
             continue

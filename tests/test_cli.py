@@ -142,7 +142,8 @@ def test_live_on_a_clip_plays_records_and_leaves_a_picture(tmp_path: Path) -> No
     )
     assert "Flute 100%" in result.stdout and "latency 256 samples (5.33 ms) = hop 128 + overlap 128\n" in result.stdout
     assert result.stderr == ""
-    assert sorted(p.name for p in (tmp_path / "take").iterdir()) == ["input.wav", "output.wav", "performance.png"]
+    names = ["input.wav", "output.wav", "performance.png", "show.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "take").iterdir()) == names
     heard, rate = soundfile.read(tmp_path / "take" / "input.wav")
     played, _ = soundfile.read(tmp_path / "take" / "output.wav")
     assert rate == 48_000 and len(heard) == len(played) and 1.5 * rate < len(heard) < 4.5 * rate

@@ -429,7 +429,7 @@ def test_crossed_rows_become_another_style(place: Path, monkeypatch: pytest.Monk
 
 
 def test_what_a_crossed_row_becomes_is_looked_up_or_heard_from_a_row_of_that_style(place: Path) -> None:
-    sections = "[adversary]\nweight = 0.3\ncross_share = 0.5\n[encoder]\nshare = 0.5\n[optimiser]"
+    sections = "[adversary]\nweight = 0.3\ncross_share = 0.5\n[encoder]\nshare = 0.5\ncrossed_share = 0.5\n[optimiser]"
     module = RestoreObjective(edited(place, ("[optimiser]", sections)), {})
     style = torch.tensor([0, 1] * 500)
     wanted, crossed, told_by = module._crossed(style, torch.Generator().manual_seed(0))

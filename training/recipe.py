@@ -238,9 +238,10 @@ class EncoderConfig:
 
     share: float = 0.0  # of rows whose style vector is heard from the recording, not looked up
     anchor_weight: float = 0.1  # of what is heard lying near what is looked up
+    crossed_share: float = 0.0  # of rows to become another style: as far as it is another row's, heard from there
 
     def __post_init__(self) -> None:
-        _chances(self, "encoder.", "share")
+        _chances(self, "encoder.", "share", "crossed_share")
         _at_least(self, "encoder.", 0, "anchor_weight")
 
 

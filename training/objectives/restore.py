@@ -239,8 +239,9 @@ class RestoreObjective(LightningModule):
         A crossed row becomes another style than its recording's. The encoder hears the style from the row of
         that number, which is another row where the style is; -1: the table knows it.
         """
-        rows, share = torch.arange(len(style)), self.recipe.encoder.share
-        told = torch.rand(style.shape, generator=random) < share
+        rows, config = torch.arange(len(style)), self.recipe.encoder
+        drawn = torch.rand(style.shape, generator=random)
+        told = drawn < config.share
         own, crossed = style.cpu(), torch.zeros(style.shape, dtype=torch.bool)
         wanted, told_by = own, torch.where(told, rows, -1)
         if self.criticising:
@@ -249,7 +250,7 @@ class RestoreObjective(LightningModule):
             styles = len(self.recipe.style)
             other = (own + torch.randint(1, styles, style.shape, generator=random)) % styles
             donor = torch.randint(len(rows), style.shape, generator=random)
-            told &= own[donor] != own
+            told = (drawn < config.crossed_share) & (own[donor] != own)
             wanted = torch.where(crossed, torch.where(told, own[donor], other), own)
             told_by = torch.where(crossed, torch.where(told, donor, -1), told_by)
         return wanted.to(style.device), crossed.to(style.device), told_by.to(style.device)
