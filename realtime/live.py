@@ -507,6 +507,8 @@ class Performance:
         if self._workers is not None:
             self._workers.close()
             self._workers = None
+        if self._inputs is not None:
+            self._inputs.mute()
         if self._player is not None:
             self._player.join(1.0)
         if self._recorder is not None:

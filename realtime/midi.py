@@ -418,10 +418,14 @@ class MidiInputs:
             if name not in opened and not self._over.is_set():
                 self._consider(api, name)
 
+    def mute(self) -> None:
+        """Deliver nothing any more; the ports stay open. Any thread."""
+        self._deliver = lambda _: None
+
     def abandon(self) -> None:
         """Stop listening without closing: RtMidi waits for a JACK server that does not answer, for ever."""
         self._over.set()
-        self._deliver = lambda _: None
+        self.mute()
         clients = [port.client for port in (self._virtual, *self._open) if port is not None]
         for client in (*clients, *self._lookers.values()):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))  # its destructor would wait, too
