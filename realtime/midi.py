@@ -434,10 +434,15 @@ class MidiInputs:
         self._lookers.clear()
 
     def close(self) -> None:
-        """Stop listening; under a flood of messages without closing."""
-        if self.uses_jack and time.monotonic() - self._heard_at < QUIET_S:
-            self.abandon()
-            return
+        """Stop listening, in a moment of quiet; under a flood of messages without closing the ports."""
+        self.mute()
+        if self.uses_jack:
+            until = time.monotonic() + 2.0 * QUIET_S
+            while (noisy := time.monotonic() - self._heard_at < QUIET_S) and time.monotonic() < until:
+                time.sleep(0.02)
+            if noisy:
+                self.abandon()
+                return
         self._over.set()
         if self._watch is not None:
             self._watch.join(STOP_TIMEOUT_S)

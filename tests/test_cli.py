@@ -157,7 +157,7 @@ def test_live_recording_equals_the_offline_engine(tmp_path: Path) -> None:
     """What a performance records is what ``render`` makes of its input, later by the latency."""
     quiet = tmp_path / "none.mid"
     mido.MidiFile(tracks=[mido.MidiTrack()]).save(quiet)
-    clip = ("--clip", str(DEMO_CLIP), "--style", "violin", "--midi", str(quiet), "--seconds", "2")
+    clip = ("--clip", str(DEMO_CLIP), "--style", "violin", "--midi", str(quiet), "--seconds", "2", "--patience", "5000")
     restyle("live", *clip, "--record", "take", cwd=tmp_path)
     take = tmp_path / "take"
     restyle("render", str(take / "input.wav"), str(take / "render.wav"), "--style", "violin")

@@ -105,7 +105,7 @@ def test_without_the_graph_the_dry_signal_plays_until_another_one_serves(
     usual = max(largest_step(wet[at - RATE // 2 : end]), largest_step(sent))
     assert largest_step(heard[at - RATE // 2 : end]) <= usual + 2.0 / HOP
     late_part, dry = heard[end - RATE // 2 : end], sent[end - RATE // 2 - delay : end - delay]
-    assert rms(late_part - wet[end - RATE // 2 : end]) < 0.3 * rms(late_part - dry)
+    assert rms(late_part - wet[end - RATE // 2 : end]) < 0.5 * rms(late_part - dry)
 
     again = replay(take)
     assert again["equal"] == again["compared"] == again["frames"] == len(recorded)

@@ -19,7 +19,10 @@ OWN = {"hop": 128, "overlap": 128}
 
 def performance(ready: dict[str, Any]) -> Any:
     return SimpleNamespace(
-        manifest=SimpleNamespace(spectral=SPEC, name="first [take]"), ready=ready, midi_names=["pad [1]"]
+        manifest=SimpleNamespace(spectral=SPEC, name="first [take]"),
+        ready=ready,
+        midi_names=["pad [1]"],
+        sample_rate=48_000,
     )
 
 
