@@ -50,6 +50,16 @@ ModelOption = Annotated[Path | None, typer.Option("--model", "-m", help="Model f
 LearnedOption = Annotated[
     list[Path] | None, typer.Option(help="Style file of 'restyle learn'; give it again for more.")
 ]
+InputOption = Annotated[str | None, typer.Option("--input", help="Audio input: index or part of the name.")]
+OutputOption = Annotated[str | None, typer.Option(help="Audio output: index or part of the name.")]
+ChannelsOption = Annotated[int, typer.Option(min=1, max=64, help="Input channels to restyle.")]
+BlockOption = Annotated[
+    int, typer.Option(min=0, max=8192, help="Block in samples; 0: one hop, with JACK the server's period.")
+]
+MidiOption = Annotated[
+    str | None, typer.Option(help="MIDI port (index, part of the name, 'virtual') or file; default: all ports.")
+]
+MapOption = Annotated[Path | None, typer.Option("--map", help="TOML file: which controller moves what.")]
 ProviderOption = Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")]
 
 
@@ -175,16 +185,12 @@ def live(
     style: Annotated[str | None, typer.Option(help="First style, or a mix: violin=0.7,choir=0.3")] = None,
     morph_to: Annotated[str | None, typer.Option(help="The second style, which the morph control moves to.")] = None,
     dry_wet: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="0 dry, 1 wet.")] = None,
-    input_: Annotated[str | None, typer.Option("--input", help="Audio input: index or part of the name.")] = None,
-    output: Annotated[str | None, typer.Option(help="Audio output: index or part of the name.")] = None,
-    channels: Annotated[int, typer.Option(min=1, max=64, help="Input channels to restyle.")] = 1,
-    block: Annotated[
-        int, typer.Option(min=0, max=8192, help="Block in samples; 0: one hop, with JACK the server's period.")
-    ] = 0,
-    midi: Annotated[
-        str | None, typer.Option(help="MIDI port (index, part of the name, 'virtual') or file; default: all ports.")
-    ] = None,
-    midi_map: Annotated[Path | None, typer.Option("--map", help="TOML file: which controller moves what.")] = None,
+    input_: InputOption = None,
+    output: OutputOption = None,
+    channels: ChannelsOption = 1,
+    block: BlockOption = 0,
+    midi: MidiOption = None,
+    midi_map: MapOption = None,
     provider: ProviderOption = "cpu",
     record: Annotated[Path | None, typer.Option(help="Folder for input.wav, output.wav and performance.png.")] = None,
     clip: Annotated[
@@ -316,7 +322,7 @@ def render(
     learned: LearnedOption = None,
     style: Annotated[str | None, typer.Option(help="Style, or a mix: violin=0.7,choir=0.3")] = None,
     midi: Annotated[Path | None, typer.Option(help="MIDI file that performs the styles.")] = None,
-    midi_map: Annotated[Path | None, typer.Option("--map", help="TOML file: which controller moves what.")] = None,
+    midi_map: MapOption = None,
     dry_wet: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="0 dry, 1 wet.")] = None,
     provider: ProviderOption = "cpu",
     as_json: JsonOption = False,
@@ -572,16 +578,12 @@ def _soak(model: Path, provider: str, minutes: float, write_json: Callable[[dict
 @app.command()
 def check(
     model: ModelOption = None,
-    input_: Annotated[str | None, typer.Option("--input", help="Audio input: index or part of the name.")] = None,
-    output: Annotated[str | None, typer.Option(help="Audio output: index or part of the name.")] = None,
-    channels: Annotated[int, typer.Option(min=1, max=64, help="Input channels to restyle.")] = 1,
-    block: Annotated[
-        int, typer.Option(min=0, max=8192, help="Block in samples; 0: one hop, with JACK the server's period.")
-    ] = 0,
-    midi: Annotated[
-        str | None, typer.Option(help="MIDI port (index, part of the name, 'virtual') or file; default: all ports.")
-    ] = None,
-    midi_map: Annotated[Path | None, typer.Option("--map", help="TOML file: which controller moves what.")] = None,
+    input_: InputOption = None,
+    output: OutputOption = None,
+    channels: ChannelsOption = 1,
+    block: BlockOption = 0,
+    midi: MidiOption = None,
+    midi_map: MapOption = None,
     provider: ProviderOption = "cpu",
     record: Annotated[Path | None, typer.Option(help="Folder that 'live' would record into.")] = None,
     seconds: Annotated[float, typer.Option(min=1.0, max=3600.0, help="How long to play for the time per hop.")] = 30.0,

@@ -277,7 +277,7 @@ class Performance:
             show_format=SHOW_FORMAT,
             model=manifest.name,
             model_path=str(self.settings.model.resolve()),
-            model_sha256=hashlib.sha256(self.settings.model.read_bytes()).hexdigest(),
+            model_sha256=hashlib.sha256(self.bundle.graph).hexdigest(),
             sample_rate=self.sample_rate,
             channels=self.settings.channels,
             deferred_hops=int(self.settings.inference == "deferred"),

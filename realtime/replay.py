@@ -18,7 +18,7 @@ from realtime.audio import AudioFileError, AudioWriter
 from realtime.bundle import Bundle, read_bundle
 from realtime.controls import CONTROL_NUMBERS, Controls
 from realtime.engine import rise
-from realtime.processor import START_HOP, Processor
+from realtime.processor import START_HOP, Processor, RateError
 from realtime.resample import at_rate
 from realtime.show import INPUT_NAME, JOURNAL_NAME, OUTPUT_NAME, SHOW_FORMAT, ShowHeading
 from realtime.stream import Stream
@@ -184,17 +184,15 @@ class _ReplayStream(Stream):
 def find_model(show: Show, model: Path | None) -> Bundle:
     """The model of a show: ``model``, or where it was; it must be the same file. Raises ShowError, BundleError."""
     path = model or Path(show.heading.model_path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        wanted = f"the show's model '{show.heading.model}'"
-        raise ShowError(f"{path}: {wanted} cannot be read ({error.strerror}); say where it is: --model") from None
-    if hashlib.sha256(content).hexdigest() != show.heading.model_sha256:
+    if not path.is_file():
+        raise ShowError(f"{path}: the show's model '{show.heading.model}' is not there; say where it is: --model")
+    bundle = read_bundle(path)
+    if hashlib.sha256(bundle.graph).hexdigest() != show.heading.model_sha256:
         raise ShowError(
             f"{path}: is not the model of the show (its SHA-256 differs from {show.heading.model_sha256[:12]}...); "
             "give the file that it was performed with: --model"
         )
-    return read_bundle(path)
+    return bundle
 
 
 def replay(
@@ -245,6 +243,8 @@ def replay(
                         largest = max(largest, float(np.abs(out - wanted).max(initial=0.0)))
                     if progress is not None:
                         progress(start + count, show.frames)
+    except RateError as error:
+        raise ShowError(f"{show.folder / JOURNAL_NAME}: sample_rate: {error}") from None
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioFileError(f"{show.folder}: cannot be played again ({error})") from None
     faults = sum(len(life.faults) for life in show.lives)

@@ -30,6 +30,11 @@ class Shared:
         self._memory, self._owner = memory, owner
         self.name = memory.name
 
+    @classmethod
+    def attach(cls, name: str) -> Self:
+        """What another process created under this name."""
+        return cls(shared_memory.SharedMemory(name=name), owner=False)
+
     def close(self) -> None:
         """Let go of the memory (the owner also removes it). Any thread; no other call may follow."""
         # The memory cannot be unmapped while an array points into it.
@@ -68,10 +73,6 @@ class Ring(Shared):
         words[_CAPACITY], words[_WIDTH] = capacity, width
         del words
         return cls(memory, owner=True)
-
-    @classmethod
-    def attach(cls, name: str) -> Self:
-        return cls(shared_memory.SharedMemory(name=name), owner=False)
 
     @property
     def dropped(self) -> int:
@@ -133,10 +134,6 @@ class Mailbox(Shared):
         shared_view(memory, np.float64, size, offset=16)[:] = 0.0
         del words
         return cls(memory, owner=True)
-
-    @classmethod
-    def attach(cls, name: str) -> Self:
-        return cls(shared_memory.SharedMemory(name=name), owner=False)
 
     def write(self, values: NDArray[np.float64]) -> None:
         """Writer: replace the value [size]. An odd sequence number says that a write is under way."""

@@ -169,7 +169,7 @@ class Recorder:
 
     def __init__(self, sound: Ring, journal: Ring, folder: Path, heading: ShowHeading) -> None:
         """Raises AudioFileError when the folder cannot be written."""
-        self.folder, self.channels, self.heading = folder, heading.channels, heading
+        self.folder, self.channels = folder, heading.channels
         self.problem = ""
         self._sound, self._events = sound, journal
         self._notes: deque[dict[str, Any]] = deque()

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from realtime.bundle import Bundle, Manifest, read_bundle
 from realtime.ring import Shared, shared_view
 
-_ASKED, _DONE, _RESET, _SERVING, _READY, _FAILED, _CHANNELS, _SAMPLES, _STYLE_DIM = range(9)
-_READY_OF_SLOT = (_READY, 9)
+_ASKED, _DONE, _RESET, _SERVING, _FAILED, _CHANNELS, _SAMPLES, _STYLE_DIM, _READY = range(9)  # the last of each slot
 _WORDS = 16
 _TEXT_BYTES = 512
 SLOTS = 2
@@ -85,10 +84,6 @@ class Exchange(Shared):
         del words
         return cls(memory, owner=True)
 
-    @classmethod
-    def attach(cls, name: str) -> Self:
-        return cls(shared_memory.SharedMemory(name=name), owner=False)
-
     @property
     def waiting(self) -> int | None:
         """The number of the hop that has no answer yet, if there is one."""
@@ -130,7 +125,7 @@ class RemoteStream:
     @property
     def ready(self) -> bool:
         """Whether the worker that serves has loaded its model."""
-        return bool(self._words[_READY_OF_SLOT[int(self._words[_SERVING])]])
+        return bool(self._words[_READY + int(self._words[_SERVING])])
 
     def reset(self) -> None:
         """Back to silence, from the next step on."""
@@ -211,7 +206,7 @@ def worker_process(model: Path, provider: str, link: Link, slot: int, pipe: Any,
     be_urgent()
     with contextlib.suppress(OSError):
         pipe.send(("ready", ""))
-    words[_READY_OF_SLOT[slot]] = 1
+    words[_READY + slot] = 1
     ask, answered, fresh = link.asks[slot], link.answered, True
     while True:
         if not ask.acquire(True, 0.5) and os.getppid() != parent:
@@ -264,7 +259,6 @@ class Workers:
         self.restarts = 0
         self._workers: list[_Worker | None] = [None] * SLOTS
         self._waiting: tuple[int | None, float] = (None, 0.0)  # a hop without an answer, and since when
-        self._broken = False
 
     @property
     def serving(self) -> int:
@@ -285,7 +279,7 @@ class Workers:
             name=f"restyle-graph-{slot}",
             daemon=True,
         )
-        self.exchange.words[_READY_OF_SLOT[slot]] = 0
+        self.exchange.words[_READY + slot] = 0
         with interrupts_held():
             process.start()
         theirs.close()
@@ -336,7 +330,7 @@ class Workers:
         return events
 
     def _is_ready(self, slot: int) -> bool:
-        return bool(self.exchange.words[_READY_OF_SLOT[slot]])
+        return bool(self.exchange.words[_READY + slot])
 
     def start_spare(self) -> None:
         """Load the second worker, once the first one serves."""

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,13 +72,7 @@ def data(
     _check_targets(errors, to_file, plot)
     try:
         with Progress(console=errors, transient=True) as progress:
-            bars: dict[str, TaskID] = {}
-
-            def tell(what: str, done: int, of: int) -> None:
-                if what not in bars:
-                    bars[what] = progress.add_task(what, total=of)
-                progress.update(bars[what], completed=done, total=of)
-
+            tell = _teller(progress)
             if as_styles is not None and out is not None:
                 found = read_musicnet(folder)
                 made = write_styles(
@@ -241,6 +236,18 @@ def _describe(console: Console, recipe: Recipe, library: Library, phrases: Phras
         console.print(f"{len(library.skipped)} recordings skipped")
 
 
+def _teller(progress: Progress) -> Callable[[str, int, int], None]:
+    """What long work tells (what is done, so much, of so much), as one bar each."""
+    bars: dict[str, TaskID] = {}
+
+    def tell(what: str, done: int, of: int) -> None:
+        if what not in bars:
+            bars[what] = progress.add_task(what, total=of)
+        progress.update(bars[what], completed=done, total=of)
+
+    return tell
+
+
 def _check_targets(errors: Console, *targets: Path | None) -> None:
     """Exit 1, before long work, where one of the files that it ends in cannot be written."""
     from realtime.files import check_writable
@@ -299,13 +306,7 @@ def evaluate(
     )
     try:
         with Progress(console=errors, transient=True) as progress:
-            bars: dict[str, TaskID] = {}
-
-            def tell(what: str, done: int, of: int) -> None:
-                if what not in bars:
-                    bars[what] = progress.add_task(what, total=of)
-                progress.update(bars[what], completed=done, total=of)
-
+            tell = _teller(progress)
             result = run(model, inputs, references, options, tell)
         if json_path:
             with NewFile(json_path) as part:
