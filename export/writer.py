@@ -35,7 +35,7 @@ from realtime.controls import PARAMETERS
 from realtime.files import NewFile
 from realtime.loudness import at_common_loudness, loudness_lufs, reference_playings
 from realtime.spectral import SpectralSpec
-from training.checkpoint import TrainedModel
+from training.checkpoint import TrainedModel, lineage
 from training.models.encoder import CLIP_SAMPLES
 
 GOLDEN_HOPS = 64
@@ -176,33 +176,28 @@ def measure_blend_losses(
 
 def card_of(trained: TrainedModel, description: str) -> Card:
     """The model card of a training run, with the sources as the recipe's licences ask them to be named."""
-    card, recipe = trained.card, trained.recipe
-    sources, hashes = [], set()
-    for entry in recipe.style:
-        splits = card["recordings"][entry.id]
-        used = [*splits["train"], *splits["validation"]]
-        hashes.update(recording["sha256"] for recording in used)
-        sources.append(
-            Source(
-                entry.id,
-                entry.licence,
-                entry.attribution,
-                len(splits["train"]),
-                round(sum(recording["seconds"] for recording in splits["train"]) / 60, 2),
-            )
-        )
-    tunes = card.get("tunes", [])
+    recipe, cards = trained.recipe, lineage(trained.card)
+    sources: dict[str, Source] = {}
+    hashes: set[str] = set()
+    for card in cards:  # the latest first: what it says of a style holds
+        for style in card["styles"]:
+            splits = card["recordings"][style["id"]]
+            hashes.update(recording["sha256"] for name in ("train", "validation") for recording in splits[name])
+            minutes = round(sum(recording["seconds"] for recording in splits["train"]) / 60, 2)
+            source = Source(style["id"], style["licence"], style["attribution"], len(splits["train"]), minutes)
+            sources.setdefault(source.style, source)
+    tunes = {tune for card in cards for tune in card.get("tunes", [])}
     if tunes:
-        sources.append(Source("tunes", recipe.phrases.licence, recipe.phrases.attribution, len(tunes), 0.0))
+        sources["tunes"] = Source("tunes", recipe.phrases.licence, recipe.phrases.attribution, len(tunes), 0.0)
     return Card(
         description=description or f"Styles: {', '.join(entry.label for entry in recipe.style)}",
         objective=recipe.objective,
         commit=_commit(),
         date=dt.datetime.now(dt.UTC).date().isoformat(),
-        steps=int(card["steps"]),
-        training_minutes=round(float(card["wall_seconds"]) / 60, 1),
-        sources=tuple(sources),
-        metrics={name: float(value) for name, value in card["metrics"].items()},
+        steps=sum(int(each["steps"]) for each in cards),
+        training_minutes=round(sum(float(each["wall_seconds"]) for each in cards) / 60, 1),
+        sources=tuple(sources.values()),
+        metrics={name: float(value) for name, value in trained.card["metrics"].items()},
         recordings_sha256=tuple(sorted(hashes)),
     )
 

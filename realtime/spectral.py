@@ -15,23 +15,23 @@ from numpy.typing import NDArray
 class SpectralSpec:
     """Hop, windows and rate of a streaming analysis and synthesis.
 
-    The analysis window looks far back and ends on the newest sample; only the synthesis window, which covers the
-    last part of it, delays. Asymmetric windows after Mauler and Martin, "A low delay, variable resolution, perfect
-    reconstruction spectral analysis-synthesis system", EUSIPCO 2007.
+    The analysis window looks far back and ends on the newest sample. What is made of a frame covers its last part: one
+    hop, which delays nothing more, or two, which overlap and delay by one. Asymmetric windows after Mauler and Martin,
+    "A low delay, variable resolution, perfect reconstruction spectral analysis-synthesis system", EUSIPCO 2007.
     """
 
     sample_rate: int = 48_000
     hop_samples: int = 128
     analysis_window_samples: int = 1024
-    synthesis_window_samples: int = 256
+    synthesis_window_samples: int = 128
 
     def __post_init__(self) -> None:
         for field in ("sample_rate", "hop_samples", "analysis_window_samples", "synthesis_window_samples"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field}: must be above zero, got {getattr(self, field)}")
-        if self.synthesis_window_samples != 2 * self.hop_samples:
+        if self.synthesis_window_samples not in (self.hop_samples, 2 * self.hop_samples):
             raise ValueError(
-                f"synthesis_window_samples: must be twice hop_samples ({2 * self.hop_samples}), "
+                f"synthesis_window_samples: must be hop_samples ({self.hop_samples}) or twice as many, "
                 f"got {self.synthesis_window_samples}"
             )
         if self.analysis_window_samples % self.hop_samples:
@@ -39,10 +39,10 @@ class SpectralSpec:
                 f"analysis_window_samples: must be a multiple of hop_samples ({self.hop_samples}), "
                 f"got {self.analysis_window_samples}"
             )
-        if self.analysis_window_samples < self.synthesis_window_samples:
+        if self.analysis_window_samples < 2 * self.hop_samples:
             raise ValueError(
-                f"analysis_window_samples: must be at least synthesis_window_samples "
-                f"({self.synthesis_window_samples}), got {self.analysis_window_samples}"
+                f"analysis_window_samples: must be at least twice hop_samples ({2 * self.hop_samples}), "
+                f"got {self.analysis_window_samples}"
             )
 
     @property
@@ -56,7 +56,7 @@ class SpectralSpec:
 
     @property
     def latency_samples(self) -> int:
-        """Algorithmic latency: a hop must be full before it is computed, then the synthesis window overlaps."""
+        """Algorithmic latency: a hop must be full before it is computed; a longer synthesis window then overlaps."""
         return self.hop_samples + self.stream_delay_samples
 
     def analysis_window(self) -> NDArray[np.float64]:
@@ -65,7 +65,7 @@ class SpectralSpec:
         The newest samples count soon, and yet both slopes are smooth: what is measured of a steady tone hardly depends
         on where in its period a frame ends, so it does not change from hop to hop.
         """
-        fall = min(self.synthesis_window_samples, self.analysis_window_samples // 2)
+        fall = min(2 * self.hop_samples, self.analysis_window_samples // 2)
         rise = self.analysis_window_samples - fall
         return np.concatenate(
             [

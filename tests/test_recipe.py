@@ -45,8 +45,8 @@ def test_a_recipe_of_styles_alone_has_the_defaults(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, ""))
     assert (recipe.name, recipe.objective) == ("untitled", "restore")
     spectral = recipe.spectral
-    assert (spectral.sample_rate, spectral.hop_samples, spectral.latency_samples) == (48_000, 128, 256)
-    assert (spectral.analysis_window_samples, spectral.synthesis_window_samples) == (1024, 256)
+    assert (spectral.sample_rate, spectral.hop_samples, spectral.latency_samples) == (48_000, 128, 128)
+    assert (spectral.analysis_window_samples, spectral.synthesis_window_samples) == (1024, 128)
     assert (recipe.model.style_dim, recipe.model.band_count, recipe.model.hidden) == (16, 64, 192)
     assert (recipe.trainer.steps, recipe.trainer.batch_size, recipe.trainer.average_decay) == (4000, 8, 0.998)
     assert (recipe.optimiser.learning_rate, recipe.optimiser.betas) == (1e-3, (0.9, 0.99))
@@ -99,7 +99,18 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
         ('[model]\nanswer = "spectrum"\n[loss]\nsteadiness = 1.0\n', "loss.steadiness: holds gains still"),
         ("[adversary]\nstyle_weight = 0.5\n", "adversary.style_weight: needs adversary.weight above zero"),
         ("[spectral]\nhop_samples = 0\n", "hop_samples: must be above zero"),
-        ("[spectral]\nhop_samples = 64\n", "synthesis_window_samples: must be twice hop_samples (128), got 256"),
+        (
+            "[spectral]\nhop_samples = 32\n",
+            "synthesis_window_samples: must be hop_samples (32) or twice as many, got 128",
+        ),
+        (
+            "[spectral]\nsynthesis_window_samples = 256\n",
+            "spectral.synthesis_window_samples: must be 128 for model.answer = 'gains', got 256",
+        ),
+        (
+            "[model]\nanswer = 'spectrum'\n",
+            "spectral.synthesis_window_samples: must be 256 for model.answer = 'spectrum', got 128",
+        ),
         (
             f"[optimiser]\nlearning_rate = 1{'0' * 400}\n",
             "the field 'optimiser.learning_rate' must be float, got '1000",
@@ -125,7 +136,7 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
         ("[data]\npiece_seconds = [0.01, 1]\n", "data.piece_seconds: the shortest piece must be at least four times"),
         (
             "[data]\nsegment_seconds = 0.1\n[spectral]\nhop_samples = 4096\nanalysis_window_samples = 8192\n"
-            "synthesis_window_samples = 8192\n",
+            "synthesis_window_samples = 8192\n[model]\nanswer = 'spectrum'\n",
             "data.segment_seconds: 0.1 s leave 0 samples after the model's delay",
         ),
         ('name = "../mine"\n', "name: '../mine' cannot name a folder"),

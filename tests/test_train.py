@@ -24,6 +24,7 @@ torch = pytest.importorskip("torch")
 
 from typer.testing import CliRunner, Result  # noqa: E402
 
+from export.writer import card_of  # noqa: E402
 from realtime.cli import app  # noqa: E402
 from tests.conftest import SAX_STYLE, tiny_recipe  # noqa: E402
 from training.augment import Pair  # noqa: E402
@@ -786,3 +787,86 @@ def test_nothing_is_exported_from_a_checkpoint_that_is_not_whole(place: Path, na
     torch.save(checkpoint, last)
     with pytest.raises(CheckpointError, match=re.escape(str(last))):
         load_for_export(last)
+
+
+JUDGED = """[adversary]
+weight = 0.5
+feature_weight = 0.5
+style_weight = 0.5
+start_step = 0
+[encoder]
+share = 0.5
+"""
+ANOTHER_STYLE = """[[style]]
+id = "sung"
+label = "Sung"
+folder = "sung"
+midi_program = 52
+licence = "CC0-1.0"
+attribution = "nobody"
+"""
+
+
+def test_a_run_that_begins_with_another_takes_its_weights_and_matches_styles_by_id(place: Path) -> None:
+    recipe = edited(place, ("[optimiser]\n", JUDGED + "[optimiser]\n"))
+    first = run(place, recipe, "first")
+    before = load_for_export(first.last_checkpoint)
+    text = (place / "tiny.toml").read_text()
+    head, sax, vibraphone = (
+        text.partition("[[style]]")[0],
+        *("[[style]]" + part for part in text.split("[[style]]")[1:]),
+    )
+    (place / "sung").mkdir()
+    for path in (place / "sax").iterdir():
+        audio, rate = soundfile.read(path, dtype="float32")
+        soundfile.write(place / "sung" / path.name, audio[::-1], rate)
+    (place / "more.toml").write_text(head + vibraphone + ANOTHER_STYLE + sax)
+    more = load_recipe(place / "more.toml", ["optimiser.learning_rate=1e-12", "adversary.learning_rate=1e-12"])
+    options = RunOptions(
+        place / "more", begin_with=first.last_checkpoint, accelerator="cpu", devices="1", progress=False
+    )
+    result = run_training(more, recordings(place, more), options)
+    after = load_for_export(result.last_checkpoint)
+    old, new = before.style_vectors, after.style_vectors
+    torch.testing.assert_close(new[0], old[1])  # the vibraphone
+    torch.testing.assert_close(new[2], old[0])  # the saxophone
+    torch.testing.assert_close(new[1], old.mean(dim=0))
+    for name, value in before.generator.state_dict().items():
+        torch.testing.assert_close(after.generator.state_dict()[name], value)
+    ours, theirs = (read_checkpoint(path)["state_dict"] for path in (result.last_checkpoint, first.last_checkpoint))
+    torch.testing.assert_close(ours["critic.parts.0.score.weight"][2], theirs["critic.parts.0.score.weight"][0])
+    torch.testing.assert_close(ours["classifier.parts.0.score.bias"][0], theirs["classifier.parts.0.score.bias"][1])
+
+
+def test_what_the_first_run_heard_stays_in_the_card_of_the_second(place: Path) -> None:
+    first = run(place, load_recipe(place / "tiny.toml"), "first")
+    text = (place / "tiny.toml").read_text()
+    alone = text[: text.rindex("[[style]]")]
+    (place / "alone.toml").write_text(alone)
+    recipe = load_recipe(place / "alone.toml")
+    options = RunOptions(
+        place / "alone", begin_with=first.last_checkpoint, accelerator="cpu", devices="1", progress=False
+    )
+    result = run_training(recipe, recordings(place, recipe), options)
+    again = run_training(
+        load_recipe(place / "alone.toml", ["trainer.steps=8"]),
+        recordings(place, recipe),
+        dataclasses.replace(options, begin_with=None),
+    )
+    card, both = (card_of(load_for_export(path), "") for path in (first.last_checkpoint, again.last_checkpoint))
+    assert result.steps == 6
+    assert both.steps == 6 + 8
+    assert set(card.recordings_sha256) == set(both.recordings_sha256)
+    assert {source.style for source in both.sources} == {"sax", "vibraphone"}
+
+
+def test_a_beginning_of_another_size_is_refused_by_name(place: Path) -> None:
+    first = run(place, load_recipe(place / "tiny.toml"), "first")
+    other = load_recipe(place / "tiny.toml", ["model.hidden=10"])
+    options = RunOptions(
+        place / "other", begin_with=first.last_checkpoint, accelerator="cpu", devices="1", progress=False
+    )
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: state_dict\..*: has shape .* begin with a run of the same"):
+        run_training(other, recordings(place, other), options)
+    with pytest.raises(CheckpointError, match=r"nowhere\.ckpt: there is no such checkpoint"):
+        run_training(other, recordings(place, other), dataclasses.replace(options, begin_with=place / "nowhere.ckpt"))

@@ -127,6 +127,10 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh/--resume", help="Start anew, or go on from the last checkpoint.")
     ] = False,
+    begin_with: Annotated[
+        Path | None,
+        typer.Option("--from", help="A new run begins with what the run of this checkpoint learned, styles by id."),
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Instead of what the recipe says; repeat.")
     ] = None,
@@ -164,6 +168,7 @@ def train(
         options = RunOptions(
             out_folder=folder,
             fresh=fresh,
+            begin_with=begin_with,
             max_minutes=max_minutes,
             accelerator=accelerator,
             devices=devices,
@@ -192,6 +197,8 @@ def train(
         _describe(console, plan, library, phrases)
         if checkpoint:
             console.print(f"goes on from step {done} of {plan.trainer.steps} in {checkpoint}", markup=False)
+        elif begin_with:
+            console.print(f"begins with {begin_with}", markup=False)
         if fresh and leads:
             set_aside(folder)
         result = run_training(plan, library, options, phrases)

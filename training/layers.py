@@ -66,8 +66,8 @@ class RealDft(nn.Module):
     k1 = 0..M/2 since the frame is real; then the twiddle factors; then one M-point DFT over n2, the same for all k1.
     Bins stay in this order, (k1, k2); those of the rows k1 = 0 and k1 = M/2 appear twice, as conjugates.
     A dense matrix for N = 1024 is 4.2 MB and misses the cache; these are 0.06 MB. Only the exported graph runs the
-    products. Elsewhere torch's own FFT is faster and has every bin once, in the usual order: ``product_order`` and
-    ``product_shares`` bring what was made for those bins into the order of the products.
+    products. Elsewhere torch's own FFT is faster and has every bin once, in the usual order: ``product_order``,
+    ``usual_order`` and ``product_shares`` lead from one to the other.
     """
 
     latency_samples = 0
@@ -76,6 +76,9 @@ class RealDft(nn.Module):
     second: Tensor  # [re|im, (re|im, n2), k2]
     second_inverse: Tensor  # [(re|im, k2), (re|im, n2)]
     last: Tensor  # [n1 of the tail, (2, k1, re|im)]
+    bin_at: Tensor  # [(k1, k2)]: which of the N/2 + 1 bins
+    conjugate_at: Tensor  # [(k1, k2)]: -1 where it is the bin's conjugate
+    place_of: Tensor  # [bins]: where in (k1, k2)
 
     def __init__(self, spec: SpectralSpec) -> None:
         super().__init__()
@@ -112,18 +115,26 @@ class RealDft(nn.Module):
         }.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
         bins = (k1[:, None] + m * i).reshape(-1)  # up to N - 1
-        self.bin_at = np.minimum(bins, n - bins)  # [(k1, k2)]: which of the N/2 + 1 bins
-        self.conjugate_at = np.where(bins > n // 2, -1.0, 1.0)
-        self.share_at = 1.0 / np.bincount(self.bin_at)[self.bin_at]  # one half where a bin is there twice
+        bin_at = np.minimum(bins, n - bins)  # [(k1, k2)]: which of the N/2 + 1 bins
+        self.share_at = 1.0 / np.bincount(bin_at)[bin_at]  # one half where a bin is there twice
+        self.register_buffer("bin_at", torch.tensor(bin_at), persistent=False)
+        conjugate_at = torch.tensor(np.where(bins > n // 2, -1.0, 1.0), dtype=torch.float32)
+        self.register_buffer("conjugate_at", conjugate_at, persistent=False)
+        self.register_buffer("place_of", torch.tensor(np.unique(bin_at, return_index=True)[1]), persistent=False)
 
-    def product_order(self, spectra: NDArray[np.complex128]) -> NDArray[np.float64]:
-        """Spectra [..., bins] -> [..., re|im, (k1, k2)]."""
+    def product_order(self, spectra: Tensor) -> Tensor:
+        """Complex spectra [..., bins] -> [..., re|im, (k1, k2)]."""
         taken = spectra[..., self.bin_at]
-        return np.stack([taken.real, taken.imag * self.conjugate_at], axis=-2)
+        return torch.stack([taken.real, taken.imag * self.conjugate_at], dim=-2)
+
+    def usual_order(self, spectra: Tensor) -> Tensor:
+        """What ``product_order`` gives -> complex spectra [..., bins]."""
+        taken = spectra[..., self.place_of]
+        return torch.complex(taken[..., 0, :], taken[..., 1, :] * self.conjugate_at[self.place_of])
 
     def product_shares(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Weights of the bins' power in a sum [bins, ...] -> of what the products give [(k1, k2), ...]."""
-        return (weights[self.bin_at].T * self.share_at).T
+        return (weights[self.bin_at.numpy()].T * self.share_at).T
 
     def forward(self, frames: Tensor) -> Tensor:
         """frames [..., window] -> spectra [rows of frames, re|im, bins], exported [rows of frames, re|im, k1, k2]."""
@@ -144,79 +155,87 @@ class RealDft(nn.Module):
         return torch.matmul(self.last, inner.reshape(-1, 4 * self.rows, m)).flatten(1)
 
 
-def band_filters(spec: SpectralSpec, bands: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Impulse responses [bands, window] for magnitudes [bands, window/2 + 1], delayed by ``stream_delay_samples``.
+def band_curves(spec: SpectralSpec, bands: NDArray[np.float64]) -> NDArray[np.complex128]:
+    """What one neper of gain in each band adds to a filter's log spectrum: level, and in the imaginary part phase.
 
-    Each is the zero-phase response, cut off smoothly before the delay and over the rest of what fits in a frame
-    beside a hop. Magnitudes that add up to one give filters that add up to a pure delay.
+    ``bands`` [bands, window/2 + 1]: how much of a bin's level each band sets. The phase is the least that goes with
+    the level, so nothing comes before its cause and nothing is delayed: the cepstrum of a causal filter whose inverse
+    is causal too is causal (Oppenheim and Schafer, "Discrete-Time Signal Processing", the chapter on Hilbert
+    transforms). Cepstra are faded out over a quarter of the frame: filters then die away within it.
     """
-    size, delay = spec.analysis_window_samples, spec.stream_delay_samples
-    tail = size - spec.hop_samples - delay
-    window = np.zeros(size)
-    window[: delay + 1] = np.sin(0.5 * np.pi * np.arange(1, delay + 2) / (delay + 1)) ** 2
-    window[delay : delay + tail] = np.cos(0.5 * np.pi * np.arange(tail) / tail) ** 2
-    return np.roll(np.fft.irfft(bands, axis=1), delay, axis=1) * window
+    size = spec.analysis_window_samples
+    cepstra, reach = np.fft.irfft(bands, axis=1), size // 4
+    folded = np.zeros_like(cepstra)
+    folded[:, :reach] = cepstra[:, :reach] * (2.0 * np.cos(0.5 * np.pi * np.arange(reach) / reach) ** 2)
+    folded[:, 0] = cepstra[:, 0]
+    return np.fft.rfft(folded, axis=1)
 
 
 @dataclass(frozen=True)
 class FilterBankState:
-    gains: Tensor  # [batch, signals, bands]: at the end of the last hop
+    response: Tensor  # [batch, signals, re|im, (k1, k2)]: of the filters at the end of the last hop
 
 
 class FilterBank(nn.Module):
-    """The sum of several signals, each through bands with gains of its own that change along a line within a hop.
+    """The sum of several signals, each through a filter of its own that changes along a line within a hop.
 
-    Causal filters by overlap-save (Oppenheim and Schafer, "Discrete-Time Signal Processing", section 8.7): the last
-    hop of a frame has all the past that it needs, so steady gains are a plain linear filter, without anything at the
-    hop rate. Each hop is filtered with the gains before it and after it and faded from one to the other.
+    Minimum-phase filters by overlap-save (Oppenheim and Schafer, "Discrete-Time Signal Processing", section 8.7): the
+    last hop of a frame has all the past that it needs, so steady gains are a plain linear filter, without delay and
+    without anything at the hop rate. Each hop is filtered as before it and as after it and faded from one to the other.
     """
 
-    responses: Tensor  # [bands, (re|im, bins)]
-    exported_responses: Tensor  # the same in the order of the products
+    latency_samples = 0
+    curves: Tensor  # [bands, (level|phase, bins)]
+    exported_curves: Tensor  # the same in the order of the products
     combine: Tensor  # [re|im, (signals, re|im of the signal, re|im of the filter)]
+    quarter: Tensor  # [re|im, 1]: how far the cosine is turned to give each
     ramp: Tensor  # [hop]
 
     def __init__(self, spec: SpectralSpec, dft: RealDft, signals: int, bands: NDArray[np.float64]) -> None:
-        """``bands`` [bands, window/2 + 1]: magnitude of each band; rows that add up to one keep the sound whole."""
+        """``bands`` [bands, window/2 + 1]: shares of each band in a bin's level; columns that add up to one."""
         super().__init__()
         self.hop_samples, self.signals, self.band_count = spec.hop_samples, signals, len(bands)
-        self.latency_samples = spec.stream_delay_samples
         self.dft = dft
-        filters = np.fft.rfft(band_filters(spec, bands))
-        responses = np.concatenate([filters.real, filters.imag], axis=1)
-        exported_responses = dft.product_order(filters).reshape(len(bands), -1)
+        curves = band_curves(spec, bands)
+        exported_curves = dft.product_order(torch.tensor(curves)).flatten(1)
         product = np.array([[1, 0, 0, -1], [0, 1, 1, 0]])  # of (re, im) x (re, im)
         ramp = np.arange(1, spec.hop_samples + 1) / spec.hop_samples
         for name, value in {
-            "responses": responses,
-            "exported_responses": exported_responses,
+            "curves": np.concatenate([curves.real, curves.imag], axis=1),
+            "exported_curves": exported_curves,
             "combine": np.tile(product, signals),
+            "quarter": np.array([[0.0], [0.5 * np.pi]]),
             "ramp": ramp,
         }.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32), persistent=False)
 
     def init_state(self, batch: int) -> FilterBankState:
-        return FilterBankState(torch.zeros(batch, self.signals, self.band_count))
+        return FilterBankState(torch.zeros(batch, self.signals, 2, len(self.dft.bin_at)))
 
     def forward(self, spectra: Tensor, gains: Tensor, state: FilterBankState) -> tuple[Tensor, FilterBankState]:
-        """Spectra of frames without a window [batch, n, signals, re|im, bins], gains [batch, n, signals, bands]
-        -> audio [batch, n*hop]."""
+        """Spectra of frames without a window [batch, n, signals, re|im, bins], gains in nepers [batch, n, signals,
+        bands] -> audio [batch, n*hop]."""
         batch, hops, bins = gains.shape[0], gains.shape[1], spectra.shape[-1]
-        steps = torch.cat([state.gains[:, None], gains], dim=1)  # [batch, n + 1, signals, bands]
         if torch.onnx.is_in_onnx_export():
-            pairs = torch.stack([steps[:, :-1], steps[:, 1:]], dim=2)
-            filters = torch.matmul(pairs, self.exported_responses).reshape(-1, 2, self.signals, 1, 2, bins)
-            products = spectra.reshape(-1, 1, self.signals, 2, 1, bins) * filters
+            level, phase = torch.matmul(gains, self.exported_curves).chunk(2, dim=-1)
+            made = torch.cos(phase.unsqueeze(3) - self.quarter) * torch.exp(level).unsqueeze(3)
+            steps = torch.cat([state.response[:, None], made], dim=1)  # [batch, n + 1, signals, re|im, bins]
+            pairs = torch.stack([steps[:, :-1], steps[:, 1:]], dim=2).reshape(-1, 2, self.signals, 1, 2, bins)
+            products = spectra.reshape(-1, 1, self.signals, 2, 1, bins) * pairs
             filtered = torch.matmul(self.combine, products.reshape(-1, 4 * self.signals, bins))
+            last = steps[:, -1]
         else:
-            filters = torch.matmul(steps, self.responses).reshape(batch, hops + 1, self.signals, 2, bins)
-            filters = torch.complex(filters[..., 0, :], filters[..., 1, :])
-            spectra = torch.complex(spectra[..., 0, :], spectra[..., 1, :])
-            pairs = [(spectra * part).sum(dim=2) for part in (filters[:, :-1], filters[:, 1:])]
-            filtered = torch.view_as_real(torch.stack(pairs, dim=2)).movedim(-1, 3)
+            with torch.autocast(spectra.device.type, enabled=False):  # phases of a few radians need float32
+                level, phase = torch.matmul(gains.float(), self.curves).chunk(2, dim=-1)
+                made = torch.polar(torch.exp(level), phase)
+                steps = torch.cat([self.dft.usual_order(state.response)[:, None], made], dim=1)
+                spectra = torch.complex(spectra[..., 0, :].float(), spectra[..., 1, :].float())
+                pairs = [(spectra * part).sum(dim=2) for part in (steps[:, :-1], steps[:, 1:])]
+                filtered = torch.view_as_real(torch.stack(pairs, dim=2)).movedim(-1, 3)
+                last = self.dft.product_order(steps[:, -1])
         ends = self.dft.inverse(filtered.reshape(-1, 2, bins)).reshape(batch, hops, 2, self.hop_samples)
         before, after = ends[:, :, 0], ends[:, :, 1]
-        return (before + (after - before) * self.ramp).flatten(1), FilterBankState(steps[:, -1])
+        return (before + (after - before) * self.ramp).flatten(1), FilterBankState(last)
 
 
 class HopLowpass(nn.Module):

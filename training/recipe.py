@@ -324,6 +324,13 @@ class Recipe:
             raise ValueError("adversary.weight: a critic of styles needs two of them; add a [[style]] or leave it out")
         if self.loss.steadiness and self.model.answer != "gains":
             raise ValueError("loss.steadiness: holds gains still, and model.answer = 'spectrum' has none; set it to 0")
+        overlapping = self.spectral.stream_delay_samples > 0
+        if overlapping != (self.model.answer == "spectrum"):
+            wanted = self.spectral.hop_samples * (1 if overlapping else 2)
+            raise ValueError(
+                f"spectral.synthesis_window_samples: must be {wanted} for model.answer = '{self.model.answer}', "
+                f"got {self.spectral.synthesis_window_samples}"
+            )
         if self.phrases.tuning_semitones > self.augment.pitch_semitones:
             raise ValueError(
                 "phrases.tuning_semitones: must be at most augment.pitch_semitones "

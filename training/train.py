@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.augment import raw_samples
-from training.checkpoint import AtomicCheckpointIO, check_resumable
+from training.checkpoint import AtomicCheckpointIO, check_resumable, load_beginning
 from training.library import ExcerptSampler, Library
 from training.objectives import objective_class
 from training.objectives.restore import Batch, TrainingError
@@ -46,6 +46,7 @@ class RunOptions:
 
     out_folder: Path
     fresh: bool = False
+    begin_with: Path | None = None  # checkpoint of another run, for a run that does not go on from its own
     max_minutes: float | None = None
     accelerator: str = "auto"
     devices: str = "auto"
@@ -254,6 +255,8 @@ def run_training(recipe: Recipe, library: Library, options: RunOptions, phrases:
     if phrases is not None:
         card["tunes"] = sorted({phrase.tune for phrase in phrases.phrases})
     module = objective_class(recipe.objective)(recipe, card)
+    if options.begin_with and not resume:
+        module.begin_with(load_beginning(options.begin_with))
     data = RecordingsModule(library, recipe, phrases)
     last = out / f"{LAST}.ckpt"
     stop = GracefulStop(last, options.max_minutes)

@@ -157,7 +157,7 @@ class SteeredBody(nn.Module):
 
 
 class Generator(SteeredBody):
-    """audio and style in, audio out, one hop of ``stream_delay_samples`` later; see the module's text."""
+    """audio and style in, audio out, without delay; see the module's text."""
 
     def __init__(self, spec: SpectralSpec, config: GeneratorConfig) -> None:
         super().__init__(spec, config, 0, len(config.signals) * config.band_count)
@@ -171,7 +171,7 @@ class Generator(SteeredBody):
         self.made = Framer(window, hop, made) if made else None
         matrix = band_matrix(config.band_count, np.fft.rfftfreq(window, 1.0 / spec.sample_rate))
         self.bank = FilterBank(spec, self.dft, len(config.signals), matrix)
-        self.latency_samples = self.bank.latency_samples
+        self.latency_samples = spec.stream_delay_samples
         with torch.no_grad():
             first = torch.tensor([FIRST_GAINS[name] for name in config.signals])
             self.leave.bias.copy_(first.repeat_interleave(config.band_count))
@@ -227,9 +227,9 @@ class Generator(SteeredBody):
     def decide(
         self, heard: Tensor, style: Tensor, state: GruState | ConvolutionsState
     ) -> tuple[Tensor, GruState | ConvolutionsState]:
-        """Spectra of the windowed input [batch, n, re|im, bins] -> gains at hop ends [batch, n, signals, bands]."""
+        """Spectra of the windowed input [batch, n, re|im, bins] -> gains at hop ends, in nepers [batch, n, signals, bands]."""
         decided, state = self.steered(heard, style, state)
-        return torch.exp(decided.clamp(-9.0, 3.5)).unflatten(2, (-1, self.config.band_count)), state
+        return decided.clamp(-9.0, 3.5).unflatten(2, (-1, self.config.band_count)), state
 
 
 @dataclass(frozen=True)

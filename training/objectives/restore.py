@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from training.augment import Pair, make_pair, make_true_pair, steady_tones
-from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, CheckpointError
+from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, Beginning, CheckpointError
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
 from training.models.classifier import StyleClassifier
 from training.models.critic import Critic
@@ -39,6 +39,7 @@ TONE_ROWS, TONE_SECONDS = 4, 0.4
 JUDGES = ("critic.", "classifier.")
 AS_IS_SHARE = 0.5  # of crossed rows: on stage nothing is disguised
 TOGETHER_SHARE = 0.3  # of those
+STYLE_ROWS = ("styles.weight", ".score.weight", ".score.bias")  # names of weights that have one row per style end so
 OPTIONAL_PARTS = ("encoder.", "average_encoder.", *JUDGES)  # a recipe may bring them into a run or leave them out
 
 
@@ -114,6 +115,35 @@ class RestoreObjective(LightningModule):
         self._started = time.monotonic()
         self._heard: list[tuple[Tensor, LossTerms, Tensor]] = []
         self._media: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def begin_with(self, beginning: Beginning) -> None:
+        """Take over what another run learned; call before training. Raises CheckpointError where weights do not fit.
+
+        Styles are matched by id. A new one begins in the middle of all that there were, optional parts as they are.
+        """
+        ours = self.state_dict()
+        ids = [style["id"] for style in beginning.card["styles"]]
+        rows = [ids.index(style.id) if style.id in ids else None for style in self.recipe.style]
+        for name, value in ours.items():
+            plain = name.removeprefix("average_")
+            found = beginning.weights.get(plain)
+            if found is None and plain.startswith(OPTIONAL_PARTS):
+                continue
+            if found is not None and plain.endswith(STYLE_ROWS):
+                found = torch.stack([found.mean(dim=0) if row is None else found[row] for row in rows])
+            if found is None or found.shape != value.shape:
+                raise CheckpointError(
+                    f"{beginning.path}: state_dict.{plain}: has shape {None if found is None else tuple(found.shape)}, "
+                    f"the recipe's model {tuple(value.shape)}; begin with a run of the same [model], or without one"
+                )
+            ours[name] = found
+        self.load_state_dict(ours)
+        self.card["began_with"] = {
+            name: beginning.card[name]
+            for name in ("styles", "recordings", "tunes", "steps", "wall_seconds", "began_with")
+            if name in beginning.card
+        }
+        self._remember_recordings(beginning.card.get("recordings", {}))
 
     # -- one pass -----------------------------------------------------------------------------------------------
 
@@ -219,7 +249,7 @@ class RestoreObjective(LightningModule):
         heard = generator.dft(frames * generator.window)
         heard = heard.reshape(len(vectors), samples // hop, 2, -1)
         gains, _ = generator.decide(heard, vectors, state.body)
-        late = gains[:, gains.shape[1] // 2 :].float().log()
+        late = gains[:, gains.shape[1] // 2 :].float()
         return (late - late.mean(dim=1, keepdim=True)).abs().mean()
 
     @property
@@ -393,6 +423,8 @@ class RestoreObjective(LightningModule):
             )
         self._wall_seconds_before = float(card["wall_seconds"])
         self.metrics = dict(card["metrics"])
+        if "began_with" in card:
+            self.card["began_with"] = card["began_with"]
         self._remember_recordings(card.get("recordings", {}))
         # The stored schedule would bring back the old rate where the recipe names a new one.
         for schedule, state in zip(checkpoint["lr_schedulers"], checkpoint["optimizer_states"], strict=True):
