@@ -7,7 +7,6 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -68,13 +67,15 @@ def _about() -> None:
     """Play one instrument, hear another, 5 ms later."""
 
 
-def _model(path: Path | None) -> Path:
+def model_file(path: Path | None) -> Path:
+    """The model that ``--model`` names, or the shipped one."""
     from realtime.bundle import DEFAULT_MODEL
 
     return DEFAULT_MODEL if path is None else path
 
 
-def _fail(what: str, error: object) -> typer.Exit:
+def failure(what: str, error: object) -> typer.Exit:
+    """To be raised: what cannot be done and why, said on standard error; exit code 1."""
     Console(stderr=True).print(f"[red]{what}:[/] ", end="")
     Console(stderr=True).print(str(error), **PLAIN)
     return typer.Exit(1)
@@ -140,11 +141,11 @@ def info(
     """
     from realtime.bundle import BundleError, read_bundle
 
-    path = _model(model)
+    path = model_file(model)
     try:
         bundle = read_bundle(path)
     except BundleError as error:
-        raise _fail("cannot read the model", error) from None
+        raise failure("cannot read the model", error) from None
     manifest = bundle.manifest
     if as_json:
         print(manifest.to_json())
@@ -223,10 +224,10 @@ def live(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     console = Console()
     if record is not None and (record / "output.wav").exists():
-        raise _fail("cannot perform", f"{record} holds a recording already; choose another folder for --record")
+        raise failure("cannot perform", f"{record} holds a recording already; choose another folder for --record")
     try:
         settings = LiveSettings(
-            model=_model(model),
+            model=model_file(model),
             learned=tuple(learned or ()),
             style=style,
             second_style=morph_to,
@@ -254,7 +255,7 @@ def live(
             )
             _perform(Performance(settings), console, seconds)
     except (BundleError, LearnError, StyleError, MidiError, AudioFileError, PerformanceError) as error:
-        raise _fail("cannot perform", error) from None
+        raise failure("cannot perform", error) from None
 
 
 def _perform(performance: Any, console: Console, seconds: float | None) -> None:
@@ -343,7 +344,7 @@ def render(
     console = Console(stderr=True)
     done, failed = [], []
     try:
-        bundle = add_styles(read_bundle(_model(model)), learned or ())
+        bundle = add_styles(read_bundle(model_file(model)), learned or ())
         events = read_midi_file(midi) if midi else []
         mapped = MidiMap.load(midi_map) if midi_map else MidiMap()
         pairs = plan_files(source, target)
@@ -380,7 +381,7 @@ def render(
                         raise
                     failed.append(str(error))
     except (BundleError, LearnError, StyleError, MidiError, AudioFileError, ProviderError) as error:
-        raise _fail("cannot render", error) from None
+        raise failure("cannot render", error) from None
     if as_json:
         print(json.dumps({"rendered": done, "failed": failed}))
     else:
@@ -428,7 +429,7 @@ def replay(
             task = progress.add_task(escape(show.name), total=found.frames)
             result = play_again(found, bundle, out, lambda at, _: progress.update(task, completed=at))
     except (ShowError, BundleError, AudioFileError) as error:
-        raise _fail("cannot replay", error) from None
+        raise failure("cannot replay", error) from None
     if as_json:
         print(json.dumps({**asdict(result), "whole": found.whole, "dropped_frames": found.dropped_frames}))
     else:
@@ -450,129 +451,6 @@ def replay(
             print(f"left: {out}")
     if result.equal != result.compared:
         raise typer.Exit(1)
-
-
-@app.command()
-def bench(
-    model: Annotated[Path | None, typer.Argument(help="Model file; default: the shipped one.")] = None,
-    provider: ProviderOption = "cpu",
-    hops: Annotated[int, typer.Option(min=500, help="Hops to time.")] = 10_000,
-    startup: Annotated[bool, typer.Option(help="Also time imports, 'restyle live' and 'restyle render'.")] = True,
-    max_channels: Annotated[
-        int, typer.Option(min=0, max=4096, help="Try 1, 2, 4 ... performers up to this many; 0: none.")
-    ] = 128,
-    jack: Annotated[
-        bool, typer.Option("--jack", help="Also through a JACK server: round trip, MIDI to sound.")
-    ] = False,
-    switches: Annotated[int, typer.Option(min=1, max=10_000, help="Switches of style for MIDI to sound.")] = 200,
-    compare: Annotated[Path | None, typer.Option(help="Another streaming ONNX model to run in turns.")] = None,
-    compare_hop: Annotated[
-        int | None, typer.Option(min=1, help="Samples that one step of it takes; default: as it says, else ours.")
-    ] = None,
-    compare_rate: Annotated[
-        int | None, typer.Option(min=1, help="Its sample rate; default: as it says, else ours.")
-    ] = None,
-    soak_minutes: Annotated[
-        float | None, typer.Option("--soak", min=0.05, help="Only this: minutes of drop-outs beside an idle client's.")
-    ] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    log: Annotated[Path | None, typer.Option(help="Append the figures to this file, one line of JSON a run.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the figures to this PNG.")] = None,
-) -> None:
-    """Where the time goes: latency measured by perturbation, time per hop, overhead, performers, start-up, JACK.
-
-    Example: restyle bench --jack --json bench.json --plot bench.png --log bench.jsonl
-    """
-    from realtime.bench import BenchSettings, MeasureError, append_log, measure
-    from realtime.bench_compare import CompareError, CompareSettings
-    from realtime.bench_report import draw, table
-    from realtime.bundle import BundleError, ProviderError
-    from realtime.files import NewFile, check_writable
-
-    console = Console()
-    for path in (json_path, plot, log):
-        if path is not None:
-            try:
-                check_writable(path)
-            except OSError as error:
-                raise _fail("cannot write", f"{path}: {error.strerror}; choose another file") from None
-
-    def write_json(figures: dict[str, Any]) -> None:
-        if json_path:
-            with NewFile(json_path) as part:
-                part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-
-    times: dict[str, Any] = {}
-    for number in STOP_SIGNALS:
-        # However it is ended, the JACK server and the clients that it started go with it.
-        signal.signal(number, signal.default_int_handler)
-    try:
-        if soak_minutes is not None:
-            figures = _soak(_model(model), provider, soak_minutes, write_json)
-        else:
-            other = CompareSettings(compare, compare_hop, compare_rate) if compare else None
-            settings = BenchSettings(_model(model), provider, hops, startup, max_channels, other)
-            with Console(stderr=True).status("measuring") as status:
-                through = _jack_bench(settings.model, provider, switches) if jack else None
-                figures, times = measure(settings, status.update)
-                if through is not None:
-                    figures["jack"] = through(status.update)
-    except (BundleError, CompareError, ProviderError, MeasureError) as error:
-        raise _fail("cannot measure", error) from None
-    console.print(table(figures))
-    try:
-        write_json(figures)
-        if log:
-            append_log(log, figures)
-        if plot:
-            with NewFile(plot) as part:
-                draw(part, figures, times)
-    except OSError as error:
-        raise _fail("cannot write", error) from None
-
-
-def _jack_bench(model: Path, provider: str, switches: int) -> Callable[[Callable[[str], None]], dict[str, Any]]:
-    """The JACK part of a bench, to be called later; what it lacks is said now, before the long work."""
-    from realtime.bench_jack import JackSettings, jack_library, measure_jack
-    from realtime.bundle import read_bundle
-
-    jack_library()
-    return lambda say: measure_jack(read_bundle(model), JackSettings(provider, switches), say)
-
-
-def _soak(model: Path, provider: str, minutes: float, write_json: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """The figures of a soak, written after every slice; Ctrl-C ends it with what there is."""
-    from realtime.bench import MeasureError, origin
-    from realtime.bundle import read_bundle
-    from realtime.soak import SoakSettings, soak
-
-    stop_asked = False
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal stop_asked
-        del number, frame
-        stop_asked = True
-
-    console = Console(stderr=True)
-    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
-    try:
-        bundle = read_bundle(model)
-        figures = origin(bundle, provider)
-        slices = soak(
-            bundle,
-            SoakSettings(provider, minutes),
-            lambda: stop_asked,
-            lambda text: console.print(text, **PLAIN),
-        )
-        for so_far in slices:
-            figures["soak"] = so_far
-            write_json(figures)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if "soak" not in figures:
-        raise MeasureError("the soak was ended before its first slice was over")
-    return figures
 
 
 @app.command()
@@ -604,7 +482,7 @@ def check(
     findings = []
     try:
         settings = LiveSettings(
-            model=_model(model),
+            model=model_file(model),
             input_device=input_,
             output_device=output,
             channels=channels,
@@ -621,7 +499,7 @@ def check(
                     console.print(f"[{colours[finding.verdict]}]{finding.verdict}[/]  {finding.id:<9}", end="")
                     console.print(finding.text + (f" -> {finding.remedy}" if finding.remedy else ""), **PLAIN)
     except (BundleError, MidiError) as error:
-        raise _fail("cannot check", error) from None
+        raise failure("cannot check", error) from None
     failed = [finding.id for finding in findings if finding.verdict == "fail"]
     if as_json:
         print(json.dumps({"passed": not failed, "findings": [asdict(finding) for finding in findings]}))

@@ -221,9 +221,10 @@ def test_a_start_that_fails_or_hangs_ends_the_measurement(tmp_path: Path, monkey
         measure_live_start_s(DEFAULT_MODEL, "cpu", runs=1)
 
 
-def test_importing_the_engine_loads_nothing_heavy() -> None:
-    heavy = "{'torch', 'numpy', 'onnxruntime', 'sounddevice', 'librosa'}"
-    code = f"import sys, realtime; print(sorted({heavy} & set(sys.modules)))"
+@pytest.mark.parametrize("module", ["realtime", "realtime.cli"])
+def test_importing_the_engine_or_the_command_loads_nothing_heavy(module: str) -> None:
+    heavy = "{'torch', 'numpy', 'onnxruntime', 'sounddevice', 'librosa', 'realtime.bench_cli'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
