@@ -50,6 +50,7 @@ def bench(
     from realtime.bench_report import draw, table
     from realtime.bundle import BundleError, ProviderError
     from realtime.files import NewFile, check_writable
+    from realtime.jack_server import JackServerError
 
     console = Console()
     for path in (json_path, plot, log):
@@ -79,7 +80,7 @@ def bench(
                 figures, times = measure(settings, status.update)
                 if through is not None:
                     figures["jack"] = through(status.update)
-    except (BundleError, CompareError, ProviderError, MeasureError) as error:
+    except (BundleError, CompareError, ProviderError, MeasureError, JackServerError) as error:
         raise failure("cannot measure", error) from None
     console.print(table(figures))
     try:
@@ -95,8 +96,9 @@ def bench(
 
 def _jack_bench(model: Path, provider: str, switches: int) -> Callable[[Callable[[str], None]], dict[str, Any]]:
     """The JACK part of a bench, to be called later; what it lacks is said now, before the long work."""
-    from realtime.bench_jack import JackSettings, jack_library, measure_jack
+    from realtime.bench_jack import JackSettings, measure_jack
     from realtime.bundle import read_bundle
+    from realtime.jack_server import jack_library
 
     jack_library()
     return lambda say: measure_jack(read_bundle(model), JackSettings(provider, switches), say)

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -24,17 +21,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime.audio import find_device, list_devices, open_duplex, portaudio, quiet_libraries, silence_jack
+from realtime.audio import find_device, list_devices, open_duplex, portaudio, silence_jack
 from realtime.bench import MeasureError, measure_processor_latency
 from realtime.bundle import Bundle, Style
 from realtime.controls import Controls, Performer, db_to_gain
+from realtime.jack_server import JackServer, jack_library
 from realtime.processor import FADE_HOPS, limit
 from realtime.show import percentiles_ms
 from realtime.stream import make_session
@@ -50,85 +46,6 @@ SAME = 1e-6
 START_HOPS_CHECKED = 8
 SWITCH_GAP_S = (0.1, 0.2)
 """Shortest and longest time from one switch to the next."""
-
-_numbers = itertools.count()
-
-
-def jack_library() -> ModuleType:
-    """The JACK-Client module, where there is a server to go with it; MeasureError with the remedy."""
-    if shutil.which("jackd") is None:
-        raise MeasureError("jackd is not installed; on Debian or Ubuntu: apt-get install jackd2 libportaudio2")
-    try:
-        import jack
-    except ImportError:
-        raise MeasureError("JACK-Client is not installed: pip install 'restyle[jack]'") from None
-    except OSError:
-        raise MeasureError("the JACK library is not installed; on Debian or Ubuntu: apt-get install jackd2") from None
-    return jack
-
-
-def _environment(server: str) -> dict[str, str]:
-    """What leads JACK, PortAudio and RtMidi of a process to a server, and to no other."""
-    return {"JACK_DEFAULT_SERVER": server, "JACK_NO_START_SERVER": "1"}
-
-
-@contextlib.contextmanager
-def _process_environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def jack_server(sample_rate: int, period_samples: int, arguments: Sequence[str] = ("-r", "-S")) -> Iterator[str]:
-    """The name of a JACK server of our own without a sound card; clients of this process and its children find it.
-
-    Default ``arguments``: no real-time priority, synchronous. Raises MeasureError.
-    """
-    jack = jack_library()
-    name = f"restyle-bench-{os.getpid()}-{next(_numbers)}"
-    # A client that leaves can hold a synchronous server up for ten times -t; who joins meanwhile gives up after 5 s.
-    command = ["jackd", "-n", name, *arguments, "-t", "200", "-d", "dummy", "-r", str(sample_rate)]
-    command += ["-p", str(period_samples)]
-    if shutil.which("setpriv"):  # a bench that is killed takes its server along
-        command = ["setpriv", "--pdeathsig", "TERM", *command]
-    with tempfile.TemporaryFile() as log, _process_environment(_environment(name)):
-        # A session of its own: Ctrl-C must not reach it before its clients have left.
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            deadline = time.monotonic() + PATIENCE_S
-            while not _answers(jack, name):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    said = log.read().decode(errors="replace").strip().splitlines()
-                    raise MeasureError(f"jackd does not start: {said[-1] if said else f'exit {process.returncode}'}")
-                time.sleep(0.05)
-            yield name
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(STOP_TIMEOUT_S)
-            for left in Path("/dev/shm").glob(f"jack_sem.*_{name}_*"):
-                left.unlink(missing_ok=True)
-
-
-def _answers(jack: ModuleType, server: str) -> bool:
-    try:
-        with quiet_libraries():
-            jack.Client("restyle-probe", servername=server, no_start_server=True).close()
-    except jack.JackError:
-        return False
-    return True
 
 
 class Musician:
@@ -360,15 +277,15 @@ class JackSettings:
 
 
 def measure_jack(bundle: Bundle, settings: JackSettings, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """'round_trip' at each period and 'midi_to_sound' at a period of one hop. Raises MeasureError."""
+    """'round_trip' at each period and 'midi_to_sound' at a period of one hop. Raises MeasureError, JackServerError."""
     spec = bundle.manifest.spectral
     trips = []
     for period in settings.periods_samples:
         say(f"round trip at {period} frames")
-        with jack_server(spec.sample_rate, period) as server, Musician(server) as musician:
+        with JackServer(spec.sample_rate, period) as server, Musician(server.name) as musician:
             trips.append(_measure_round_trip(musician, bundle, settings.provider))
     say(f"MIDI to sound, {settings.switches} switches")
-    with jack_server(spec.sample_rate, spec.hop_samples) as server, Musician(server) as musician:
+    with JackServer(spec.sample_rate, spec.hop_samples) as server, Musician(server.name) as musician:
         buffers = _measure_buffers(musician)
         heard = _measure_midi_to_sound(musician, bundle, settings, buffers)
     return {"round_trip": trips, "midi_to_sound": heard}

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime.audio import AudioFileError, demo_playing, silence_jack
-from realtime.bench_jack import Child, answer_until_stop, calm_python, idle_process, jack_library, jack_server
+from realtime.bench_jack import Child, answer_until_stop, calm_python, idle_process
 from realtime.bundle import Bundle
+from realtime.jack_server import JackServer, jack_library
 from realtime.live import LiveSettings, Performance, PerformanceError
 from realtime.midi import MidiError
 
@@ -162,14 +163,14 @@ def soak(
 ) -> Iterator[dict[str, Any]]:
     """The figures so far after every slice, the last ones at the end or soon after ``stop_asked``.
 
-    Raises MeasureError. Whoever leaves early closes the generator, which ends every process.
+    Raises MeasureError, JackServerError. Whoever leaves early closes the generator, which ends every process.
     """
     rate = bundle.manifest.spectral.sample_rate
     slices: list[Slice] = []
     for period in settings.periods_samples:
         with (
-            jack_server(rate, period, _server_arguments()) as server,
-            Child(player_process, server, rate, settings.messages_per_second) as player,
+            JackServer(rate, period, _server_arguments()) as server,
+            Child(player_process, server.name, rate, settings.messages_per_second) as player,
         ):
             for pair in range(settings.pairs):
                 for kind, turn in (("restyle", _restyle_turn), ("idle", _idle_turn)):

@@ -271,7 +271,7 @@ def test_a_sound_that_the_engine_did_not_compute_is_no_switch() -> None:
 
 def relatives(pid: int) -> dict[int, str]:
     """The processes that belong to the server of the bench with this process id, and their command lines."""
-    mark = f"restyle-bench-{pid}-".encode()
+    mark = f"restyle-{pid}-".encode()
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -288,7 +288,7 @@ def await_nothing_left(pid: int) -> None:
     while left := relatives(pid):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
-    assert not list(Path("/dev/shm").glob(f"*restyle-bench-{pid}-*"))
+    assert not list(Path("/dev/shm").glob(f"*restyle-{pid}-*"))
 
 
 @pytest.mark.jack

@@ -22,9 +22,9 @@ from realtime.check import (
     nodes_by_provider,
 )
 from realtime.engine import EngineMeters
+from realtime.jack_server import JackServer
 from realtime.live import Status, Summary
 from realtime.stream import gpu_remedy
-from tests.conftest import JackServer
 from tests.test_bundle import with_manifest
 
 BUNDLE = read_bundle(DEFAULT_MODEL)
@@ -99,7 +99,7 @@ def test_on_a_jack_server_it_plays_through_the_real_device(jack_server: JackServ
     assert found["audio"]["verdict"] == found["rate"]["verdict"] == "pass"
     assert found["audio"]["figures"]["input"]["name"] == "system"
     hops = found["hops"]["figures"]
-    assert hops["block_samples"] == jack_server.period and hops["budget_ms"] == round(HOP_MS, 4)
+    assert hops["block_samples"] == jack_server.period_samples and hops["budget_ms"] == round(HOP_MS, 4)
     assert hops["hops"] >= 100 and 0.0 < hops["hop_ms"]["p50"] <= hops["hop_ms"]["p999"]
     assert found["midi"]["figures"]["ports"] == ["virtual port 'restyle-midi' (Jack)"]
     found = findings(check("--json", "--input", "no such box", cwd=tmp_path, code=1))

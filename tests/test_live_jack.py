@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
 from realtime.controls import Performer, select_mix
+from realtime.jack_server import JackServer
 from realtime.processor import FADE_HOPS, Processor
 from realtime.replay import read_show, replay
 from realtime.resample import plan_rates
-from tests.conftest import JackServer
 
 pytestmark = pytest.mark.jack
 
@@ -302,7 +302,7 @@ def test_a_device_adds_nothing_to_the_declared_latency_and_changes_no_sample(
 ) -> None:
     """The musician's client is restyle's device, chosen by part of its name; so is the MIDI port."""
     jack_s_own = round_trip_samples(musician)
-    assert jack_s_own == jack_server.period  # a ring of two clients: one of them hears the other's last period
+    assert jack_s_own == jack_server.period_samples  # a ring of two clients: one of them hears the other's last period
     delay = LATENCY + jack_s_own
     take = tmp_path / "take"
     arguments = ("--input", "music", "--style", "violin", "--dry-wet", "0", "--midi", "pedalb", "--record", str(take))
@@ -322,7 +322,7 @@ def test_a_device_adds_nothing_to_the_declared_latency_and_changes_no_sample(
         musician.rest(2 * FADE_HOPS * HOP)
         wet_start = musician.play(music)
         out, err = restyle.end()
-    total, period = LATENCY + jack_s_own, jack_server.period
+    total, period = LATENCY + jack_s_own, jack_server.period_samples
     assert (
         f"latency {total} samples ({1e3 * total / RATE:.2f} ms) = JACK period {period} + hop 128 + overlap 128" in out
     )
@@ -479,7 +479,7 @@ def test_a_server_at_another_rate_is_resampled_with_one_exact_delay_and_replays(
     jack_server: JackServer, musician: Musician, tmp_path: Path
 ) -> None:
     take, rate = tmp_path / "take", jack_server.sample_rate
-    delay = plan_rates(rate, RATE, LATENCY).latency_samples + jack_server.period
+    delay = plan_rates(rate, RATE, LATENCY).latency_samples + jack_server.period_samples
     with restyle_live("--input", "musician", "--midi", "virtual", "--record", str(take), "--dry-wet", "0") as restyle:
         restyle.await_sound()
         # An edge would be sound beyond what a device of 44.1 kHz can hold.

@@ -10,8 +10,8 @@ import pytest
 
 from realtime.bundle import DEFAULT_MODEL, read_bundle
 from realtime.controls import Performer
+from realtime.jack_server import JackServer
 from realtime.midi import KINDS, Message, MidiError, MidiInputs, MidiMap, apply, decode, encode, list_ports
-from tests.conftest import JackServer
 
 pytestmark = pytest.mark.jack
 
