@@ -32,8 +32,6 @@ SETTLE_SHARE, SETTLE_LIMIT_S = 1 / 3, 6.0
 """Part of a slice, and seconds at most, before anything counts: joining a server disturbs it, and memory warms up."""
 WARM_SHARE = 1 / 2
 """Part of a slice after which memory should stand still: the first loud onset and the first limited hop cost once."""
-QUIET_S = 0.2
-"""Time for the last messages to arrive."""
 
 
 @dataclass(frozen=True)
@@ -186,13 +184,13 @@ def soak(
 
 @contextlib.contextmanager
 def _flooded(player: Child) -> Iterator[None]:
-    """MIDI comes in meanwhile, and not before and after: RtMidi crashes when its JACK port closes under messages."""
+    """MIDI comes in meanwhile, and not before and after: a performance that ends under messages leaves its JACK ports
+    open, and one client more a slice would burden the server that all slices share."""
     player.ask("flood")
     try:
         yield
     finally:
         player.ask("quiet")
-        time.sleep(QUIET_S)
 
 
 def _server_arguments() -> tuple[str, ...]:
