@@ -24,6 +24,7 @@ from realtime.bundle import DEMO_CLIP, DEMO_MIDI, Bundle, Golden, ProviderError,
 from realtime.live import LiveSettings, NoAudioDeviceError, Performance, PerformanceError, Summary
 from realtime.midi import MidiError, MidiInputs, MidiMap, read_midi_file
 from realtime.resample import plan_rates
+from realtime.show import holds_recording
 from realtime.stream import PROVIDERS, Stream, make_session
 
 GOLDEN_TOLERANCE = 1e-4
@@ -368,7 +369,7 @@ def check_map(midi_map: MidiMap) -> Finding:
 
 def check_disk(folder: Path, channels: int, rate: int) -> Finding:
     """How many minutes of recording fit; nothing is written."""
-    if (folder / "output.wav").exists():
+    if holds_recording(folder):
         text = f"{folder} holds a recording already"
         return Finding("disk", "fail", text, "choose another folder for --record", {"minutes": 0.0})
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())

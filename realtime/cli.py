@@ -220,10 +220,11 @@ def live(
     from realtime.learned import LearnError
     from realtime.live import LiveSettings, NoAudioDeviceError, Performance, PerformanceError
     from realtime.midi import MidiError, MidiMap
+    from realtime.show import holds_recording
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     console = Console()
-    if record is not None and (record / "output.wav").exists():
+    if record is not None and holds_recording(record):
         raise failure("cannot perform", f"{record} holds a recording already; choose another folder for --record")
     try:
         settings = LiveSettings(

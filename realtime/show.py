@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -49,6 +50,16 @@ class ShowHeading:
     channels: int
     deferred_hops: int
     started: str
+
+
+def holds_recording(folder: Path) -> bool:
+    """Whether a recording into this folder would write over a file."""
+    return any((folder / name).exists() for name in (INPUT_NAME, OUTPUT_NAME, JOURNAL_NAME))
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def event_width(style_dim: int) -> int:
@@ -106,14 +117,20 @@ class TakeFile:
     """
 
     def __init__(self, path: Path, sample_rate: int, channels: int) -> None:
-        """Raises AudioFileError when it cannot be written."""
+        """Raises AudioFileError when it cannot be written, and leaves no file then."""
         self.path, self.frames, self._frame_bytes = path, 0, 4 * channels
+        there = path.exists()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = soundfile.SoundFile(str(path), "w", sample_rate, channels, subtype="FLOAT", format="WAV")
             self._file.flush()
             head = path.read_bytes()
+            if b"data" not in head:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except (soundfile.SoundFileError, OSError) as error:
+            if not there:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
             raise AudioFileError(f"{path}: cannot be written ({error})") from None
         self._fact_at, self._data_at = head.index(b"fact") + 8, head.index(b"data") + 4
 
@@ -151,6 +168,13 @@ class TakeFile:
         except (soundfile.SoundFileError, OSError) as error:
             raise AudioFileError(f"{self.path}: nothing could be saved ({error})") from None
 
+    def discard(self) -> None:
+        """Leave no file behind."""
+        with contextlib.suppress(soundfile.SoundFileError, OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
     def cut(self, frames: int) -> None:
         """Leave at most the first ``frames`` of a file that is finished. Raises AudioFileError."""
         try:
@@ -168,17 +192,26 @@ class Recorder:
     """
 
     def __init__(self, sound: Ring, journal: Ring, folder: Path, heading: ShowHeading) -> None:
-        """Raises AudioFileError when the folder cannot be written."""
+        """Raises AudioFileError when one of the files cannot be written, and leaves neither files nor folder then."""
         self.folder, self.channels = folder, heading.channels
         self.problem = ""
         self._sound, self._events = sound, journal
         self._notes: deque[dict[str, Any]] = deque()
-        self._input = TakeFile(folder / INPUT_NAME, heading.sample_rate, self.channels)
-        self._output = TakeFile(folder / OUTPUT_NAME, heading.sample_rate, self.channels)
-        try:
-            self._journal = (folder / JOURNAL_NAME).open("w", encoding="utf-8")
-        except OSError as error:
-            raise AudioFileError(f"{folder / JOURNAL_NAME}: cannot be written ({error.strerror})") from None
+        with contextlib.ExitStack() as undo:
+            for place in (*reversed(folder.parents), folder):
+                if not place.exists():
+                    undo.callback(_remove_if_empty, place)
+            self._input = TakeFile(folder / INPUT_NAME, heading.sample_rate, self.channels)
+            undo.callback(self._input.discard)
+            self._output = TakeFile(folder / OUTPUT_NAME, heading.sample_rate, self.channels)
+            undo.callback(self._output.discard)
+            try:
+                self._journal = (folder / JOURNAL_NAME).open("w", encoding="utf-8")
+            except OSError as error:
+                raise AudioFileError(
+                    f"{folder / JOURNAL_NAME}: cannot be written ({error.strerror}); choose another folder for --record"
+                ) from None
+            undo.pop_all()
         self.note(asdict(heading))
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._drain, name="recorder", daemon=True)

@@ -167,12 +167,13 @@ def test_live_recording_equals_the_offline_engine(tmp_path: Path) -> None:
     np.testing.assert_allclose(played[latency:], rendered[:-latency], atol=1e-5)
 
 
-def test_a_recording_is_never_recorded_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["input.wav", "output.wav", "show.jsonl"])
+def test_a_recording_is_never_recorded_over(tmp_path: Path, name: str) -> None:
     (tmp_path / "take").mkdir()
-    (tmp_path / "take" / "output.wav").write_bytes(b"the best solo ever")
+    (tmp_path / "take" / name).write_bytes(b"the best solo ever")
     result = restyle("live", "--clip", str(DEMO_CLIP), "--record", "take", "--seconds", "1", cwd=tmp_path, code=1)
     assert "take holds a recording already; choose another folder" in result.stderr
-    assert (tmp_path / "take" / "output.wav").read_bytes() == b"the best solo ever"
+    assert (tmp_path / "take" / name).read_bytes() == b"the best solo ever"
 
 
 def test_ctrl_c_ends_a_performance_cleanly(tmp_path: Path) -> None:

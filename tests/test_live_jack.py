@@ -502,10 +502,10 @@ def test_a_start_that_fails_leaves_an_earlier_recording_alone(jack_server: JackS
     del jack_server
     take = tmp_path / "take"
     take.mkdir()
-    (take / "input.wav").write_bytes(b"an earlier take")
+    (take / "performance.png").write_bytes(b"an earlier take")
     text = refused("--record", str(take), "--channels", "5")
     assert "'system' has 2 input channels" in text
-    assert (take / "input.wav").read_bytes() == b"an earlier take"
+    assert (take / "performance.png").read_bytes() == b"an earlier take"
 
 
 def test_unknown_names_are_refused_with_the_list_of_known_ones(musician: Musician) -> None:

@@ -39,9 +39,12 @@ RATE, STYLE_DIM = 48_000, 3
 @contextlib.contextmanager
 def recording(sound: Ring, folder: Path, channels: int = 1) -> Iterator[tuple[Recorder, Ring]]:
     """A recorder of ``sound`` [frames, 2 * channels], and the ring for its events."""
-    heading = ShowHeading(SHOW_FORMAT, "model", "/model.onnx", "0" * 64, RATE, channels, 0, "2026-01-01T00:00:00+0000")
     with Ring.create(64, event_width(STYLE_DIM)) as journal:
-        yield Recorder(sound, journal, folder, heading), journal
+        yield Recorder(sound, journal, folder, heading(channels)), journal
+
+
+def heading(channels: int = 1) -> ShowHeading:
+    return ShowHeading(SHOW_FORMAT, "model", "/model.onnx", "0" * 64, RATE, channels, 0, "2026-01-01T00:00:00+0000")
 
 
 def test_a_recording_is_what_went_through_the_ring(tmp_path: Path) -> None:
@@ -160,6 +163,30 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         recording(ring, tmp_path / "take"),
     ):
         pass
+
+
+def test_a_recording_that_cannot_begin_leaves_nothing_and_says_why(tmp_path: Path) -> None:
+    """Its journal leads to a folder that is not there; or the disk has no room for as much as a heading."""
+    take = tmp_path / "take"
+    take.mkdir()
+    (take / "show.jsonl").symlink_to(tmp_path / "none" / "show.jsonl")
+    match = r"take/show\.jsonl: cannot be written \(No such file"
+    with Ring.create(100, 2) as ring, pytest.raises(AudioFileError, match=match), recording(ring, take):
+        pass
+    assert [path.name for path in take.iterdir()] == ["show.jsonl"]
+
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from realtime.ring import Ring; from tests.test_show import AudioFileError, Recorder, heading\n"
+        "with Ring.create(100, 2) as sound, Ring.create(100, 10) as journal:\n"
+        " resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
+        " try: Recorder(sound, journal, Path(sys.argv[1]), heading())\n"
+        " except AudioFileError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "new" / "take")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "new/take/input.wav: cannot be written" in result.stdout
+    assert not (tmp_path / "new").exists()
 
 
 def test_percentiles_show_the_outlier_and_zeros_for_nothing() -> None:
