@@ -139,7 +139,8 @@ class Processor:
     def prepare(self, sample_rate: int, max_block: int, channels: int) -> None:
         """Allocate everything for blocks [channels, up to max_block], warm up and reset. Not for the audio thread.
 
-        Raises RateError for a rate that is not the model's.
+        Another call loads the graph again only for another number of channels. Raises RateError for a rate that is not
+        the model's.
         """
         if sample_rate != self.manifest.spectral.sample_rate:
             raise RateError(
@@ -149,7 +150,7 @@ class Processor:
         if max_block < 1 or channels < 1:
             raise ValueError(f"max_block and channels: must be at least 1, got {max_block} and {channels}")
         self.channels, self.max_block = channels, max_block
-        if self._given is None:
+        if self._given is None and (self.stream is None or self.stream.channels != channels):
             from realtime.stream import Stream
 
             self.stream = Stream(self.bundle, channels, self.hops_per_step, self.provider)

@@ -14,6 +14,7 @@ from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, Bundle, Golden, ProviderEr
 from realtime.controls import PARAMETERS, Controls, mix_controls
 from realtime.engine import HOP_FIELDS, METER_COUNT, Engine, EngineMeters, EngineSettings
 from realtime.processor import FADE_HOPS, LIMITER_KNEE, Processor, RateError, limit
+from realtime.resample import at_rate
 from realtime.ring import Mailbox, Ring
 from realtime.stream import Stream, make_session
 
@@ -174,6 +175,24 @@ def test_reset_after_anything_is_a_fresh_start(bundle: Bundle, guitar: NDArray[n
     processor.reset()
     np.testing.assert_array_equal(run(processor, audio, 100), first)
     assert processor.meters.bad_input_hops == 0
+
+
+def test_prepared_again_it_starts_afresh_on_the_graph_that_is_loaded(
+    bundle: Bundle, guitar: NDArray[np.float32]
+) -> None:
+    """Also for a device of another rate; only another number of channels needs another graph."""
+    fresh, again = Processor(bundle), Processor(bundle)
+    fresh.prepare(RATE, 1024, 1)
+    expected = fresh.process(guitar[None, :1024])
+    again.prepare(RATE, 64, 1)
+    loaded = again.stream
+    again.process(guitar[None, 4096:4160])
+    again.prepare(RATE, 1024, 1)
+    np.testing.assert_array_equal(again.process(guitar[None, :1024]), expected)
+    at_rate(again, 44_100).prepare(44_100, 64, 1)
+    assert again.stream is loaded
+    again.prepare(RATE, 64, 2)
+    assert again.stream is not loaded and again.process(np.zeros((2, 64), np.float32)).shape == (2, 64)
 
 
 def test_golden_vector_is_reproduced(bundle: Bundle) -> None:
