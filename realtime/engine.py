@@ -1,7 +1,8 @@
 """The audio process: a source, the processor, a sink, and nothing else that runs Python.
 
 It is started by ``live`` in a fresh interpreter. Controls come in and meters go out through shared memory; the pipe
-says 'ready', 'error' and 'ended', and hears 'stop'. If the parent goes away, the process ends.
+says 'ready', 'error' and 'ended', one that returns 'loaded' before it looks for its device, and hears 'stop'. If the
+parent goes away, the process ends.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class EngineSettings:
     """All that the audio process needs to know; ``clip`` plays a file at its own pace instead of a device.
 
     ``link`` leads to the graph's workers; without it, the graph runs in the audio callback. One that takes the place
-    of an audio process that is gone is ``returning``: it waits for its device, and counts on from ``start_frames``.
+    of an audio process that is gone is ``returning``: it waits for its device, and counts on from ``start_frames``. A
+    recording that was begun is at ``recorded_rate``; what is played at another rate does not go into it.
     """
 
     model: Path
@@ -78,6 +80,7 @@ class EngineSettings:
     patience_ms: float | None = None
     start_frames: int = 0
     returning: bool = False
+    recorded_rate: int | None = None
 
 
 COUNTS = ("xruns", "misses", "bad_input_hops", "bad_output_hops", "late_hops", "errors")
@@ -150,6 +153,7 @@ class Engine:
     def use_rate(self, sample_rate: int) -> None:
         """Play at this rate from now on; not while the stream runs. Raises RateError."""
         self.sample_rate = sample_rate
+        self._records = self.settings.recorded_rate in (None, sample_rate)
         self.plugin: Processor | RateAdapter = at_rate(self.processor, sample_rate)
         self.plugin.prepare(sample_rate, MAX_BLOCK, self.settings.channels)
 
@@ -172,7 +176,7 @@ class Engine:
             rise(out, self.frames - self.settings.start_frames)
         self.frames += samples
         self._report(samples)
-        if self._sound is not None:
+        if self._sound is not None and self._records:
             channels = self.settings.channels
             self._record[:samples, :channels] = block.T
             self._record[:samples, channels:] = out.T
@@ -200,7 +204,7 @@ class Engine:
             self._remote.timeout_s = PATIENCE_SHARE * span_s if patience_ms is None else 1e-3 * patience_ms
 
     def _tell(self, kind: str, at: int, controls: Controls | None = None) -> None:
-        if self._journal is not None:
+        if self._journal is not None and self._records:
             self._journal.push(pack_event(kind, at, controls, self.bundle.manifest.style_dim))
 
     def _tell_journal(self) -> None:
@@ -280,6 +284,8 @@ def engine_process(settings: EngineSettings, pipe: Connection) -> None:
         while not engine.ready:
             if _stop_asked(pipe, 0.005):
                 return
+        if settings.returning:
+            pipe.send(("loaded", ""))
         if settings.clip is not None:
             _play_clip(engine, settings.clip, pipe)
         else:

@@ -180,6 +180,7 @@ class Performance:
         self._workers: Workers | None = None
         self._lost_at: float | None = None
         self._short_lives = 0
+        self._return_timeout_s = START_TIMEOUT_S
         self._past = EngineMeters()
         try:
             with ExitStack() as shared:
@@ -261,6 +262,7 @@ class Performance:
             patience_ms=settings.patience_ms,
             start_frames=start_frames,
             returning=returning,
+            recorded_rate=None if self._recorder is None else self._recorder.heading.sample_rate,
         )
         self._pipe, theirs = self._context.Pipe()
         self._process = self._context.Process(
@@ -366,7 +368,9 @@ class Performance:
         alive = self._process.is_alive()  # before the pipe: its last words come first
         if self._pipe.poll():
             message = self._receive()
-            if message[0] == "ready" and self._lost_at is not None:
+            if message[0] == "loaded":
+                self._engine_started_at, self._return_timeout_s = time.monotonic(), RETURN_TIMEOUT_S
+            elif message[0] == "ready" and self._lost_at is not None:
                 self._is_back(message[1])
             elif message[0] in ("ready", "ended"):
                 return self._hear(message)
@@ -375,7 +379,7 @@ class Performance:
         elif not alive:
             self._lose_audio("died", f"the audio process died (exit code {self._process.exitcode})")
         elif self._lost_at is not None:
-            if time.monotonic() - self._engine_started_at > RETURN_TIMEOUT_S:
+            if time.monotonic() - self._engine_started_at > self._return_timeout_s:
                 self._restart_engine()  # PortAudio waits for ever for a server that does not answer
         else:
             alive_at = EngineMeters.unpack(self._meters.read()).alive_at
@@ -431,6 +435,7 @@ class Performance:
         self._past = self._past.plus(meters)
         frames = int(meters.frames) if self._sound is None else self._sound.written
         self._meters.write(EngineMeters(frames=frames).pack())
+        self._return_timeout_s = START_TIMEOUT_S
         self._start_engine(frames, returning=True)
 
     def _is_back(self, ready: dict[str, Any]) -> None:
@@ -439,6 +444,15 @@ class Performance:
         self._happened(f"audio is back after {time.monotonic() - self._lost_at:.1f} s")
         self._lost_at = None
         self._engine_started_at = time.monotonic()
+        recorder = self._recorder
+        if recorder is not None and not recorder.problem and self.sample_rate != recorder.heading.sample_rate:
+            self._happened(
+                f"the recording ends here: it is at {recorder.heading.sample_rate} Hz, the device is at "
+                f"{self.sample_rate} Hz now; to record what follows, start again with another --record"
+            )
+            self._files = recorder.finish()
+            recorder.problem = recorder.problem or self.events[-1].text
+            self._sound = self._journal = None
 
     def _drain_hops(self) -> None:
         times = self._hops.pop()
@@ -460,7 +474,7 @@ class Performance:
             meters=meters,
             hop_ms=percentiles_ms(np.array(self._recent, dtype=np.float32)),
             hop_budget_ms=1e3 * self.manifest.spectral.hop_seconds,
-            recorded_seconds=meters.frames / rate if recorder else None,
+            recorded_seconds=recorder.seconds if recorder else None,
             recorder_problem=recorder.problem if recorder else "",
             dropped_frames=recorder.dropped_frames if recorder else 0,
             restarts=self._workers.restarts if self._workers else 0,
@@ -512,7 +526,8 @@ class Performance:
         if self._player is not None:
             self._player.join(1.0)
         if self._recorder is not None:
-            self._files = self._recorder.finish()
+            if not self._recorder.over:
+                self._files = self._recorder.finish()
             if self._files:
                 try:
                     self._files.append(self._draw())
@@ -525,8 +540,8 @@ class Performance:
         self._controls_closed = True
 
     def _draw(self) -> Path:
-        assert self.settings.record is not None
-        spec, rate = self.manifest.spectral, self.sample_rate
+        assert self.settings.record is not None and self._recorder is not None
+        spec, rate = self.manifest.spectral, self._recorder.heading.sample_rate
         path = self.settings.record / "performance.png"
         source = Path(self.ready["clip"]).name if "clip" in self.ready else self.ready["input"]["name"]
         draw_performance(

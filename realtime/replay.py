@@ -31,9 +31,13 @@ class ShowError(ValueError):
 
 @dataclass
 class Life:
-    """What one audio process went through: from which frame on, and what it met at which of its hops."""
+    """What one audio process went through: from which frame on, and what it met at which of its hops.
+
+    One that took the place of another is ``returning``.
+    """
 
     start_frame: int
+    returning: bool = False
     controls: dict[int, list[float]] = field(default_factory=dict)
     faults: dict[int, str] = field(default_factory=dict)
     broken_at: int | None = None  # the frame of an error that left the processor in an unknown state
@@ -106,11 +110,14 @@ def read_show(folder: Path) -> Show:
             raise ShowError(f"{journal}: line {number}: {json.dumps(entry)[:80]} is not understood") from None
     if not lives:
         raise ShowError(f"{journal}: holds no start of a performance; nothing was recorded")
+    frames = min(lengths)
+    stops = [*(life.start_frame for life in lives[1:]), frames]
     return Show(
         folder,
         heading,
-        tuple(lives),
-        min(lengths),
+        # One that waited for its device in vain, or found it at another rate, left no sound.
+        tuple(life for life, stop in zip(lives, stops, strict=True) if life.start_frame < min(stop, frames)),
+        frames,
         any(entry.get("ended") for entry in entries),
         sum(int(entry.get("dropped_frames", 0)) for entry in entries),
         sum("midi" in entry for entry in entries),
@@ -137,7 +144,7 @@ def _take(entry: dict[str, Any], lives: list[Life]) -> None:
     if "controls" in entry:
         lives[-1].controls[int(entry["hop"])] = [float(number) for number in entry["controls"]]
     elif entry.get("event") == "start":
-        lives.append(Life(int(entry["frame"])))
+        lives.append(Life(int(entry["frame"]), returning=bool(lives)))
     elif entry.get("event") in ("late", "bad"):
         lives[-1].faults[int(entry["hop"])] = entry["event"]
     elif entry.get("event") == "error":
@@ -230,7 +237,7 @@ def replay(
                     if numbers is not None:
                         processor.controls = Controls.unpack(np.array(numbers))
                     out = plugin.process(block)
-                    if number:
+                    if life.returning:
                         rise(out, start - life.start_frame)
                     if sink is not None:
                         sink.write(out)
@@ -248,7 +255,8 @@ def replay(
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioFileError(f"{show.folder}: cannot be played again ({error})") from None
     faults = sum(len(life.faults) for life in show.lives)
-    return Replayed(show.frames, compared, equal, largest, first, faults, len(show.lives) - 1)
+    outages = sum(life.returning for life in show.lives)
+    return Replayed(show.frames, compared, equal, largest, first, faults, outages)
 
 
 def _read(file: soundfile.SoundFile, frames: int) -> NDArray[np.float32]:

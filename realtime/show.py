@@ -193,7 +193,7 @@ class Recorder:
 
     def __init__(self, sound: Ring, journal: Ring, folder: Path, heading: ShowHeading) -> None:
         """Raises AudioFileError when one of the files cannot be written, and leaves neither files nor folder then."""
-        self.folder, self.channels = folder, heading.channels
+        self.folder, self.heading, self.channels = folder, heading, heading.channels
         self.problem = ""
         self._sound, self._events = sound, journal
         self._notes: deque[dict[str, Any]] = deque()
@@ -212,14 +212,15 @@ class Recorder:
                     f"{folder / JOURNAL_NAME}: cannot be written ({error.strerror}); choose another folder for --record"
                 ) from None
             undo.pop_all()
-        self.note(asdict(heading))
         self._over = threading.Event()
+        self.note(asdict(heading))
         self._thread = threading.Thread(target=self._drain, name="recorder", daemon=True)
         self._thread.start()
 
     def note(self, entry: dict[str, Any]) -> None:
-        """Put an entry into the journal; any thread."""
-        self._notes.append(entry)
+        """Put an entry into the journal, while there is a recording; any thread."""
+        if not self.over:
+            self._notes.append(entry)
 
     def _drain(self) -> None:
         while not self._over.wait(0.05):
@@ -251,8 +252,18 @@ class Recorder:
         """Frames that the disk was too slow for."""
         return self._sound.dropped
 
+    @property
+    def seconds(self) -> float:
+        """How much is recorded."""
+        return self._output.frames / self.heading.sample_rate
+
+    @property
+    def over(self) -> bool:
+        """Whether it is finished."""
+        return self._over.is_set()
+
     def finish(self) -> list[Path]:
-        """Write out what is left and bring both files to one length; the files that are there now."""
+        """Write out what is left and bring both files to one length; the files that are there now. Once."""
         self._over.set()
         self._thread.join(FINISH_TIMEOUT_S)
         writers = (self._input, self._output)

@@ -163,6 +163,30 @@ def test_a_server_that_goes_away_is_waited_for_and_midi_is_heard_again(
     assert again["equal"] == again["compared"] == again["frames"] and again["outages"] == 1
 
 
+def test_a_server_that_comes_back_at_another_rate_ends_the_recording_and_not_the_performance(
+    jack_server: JackServer, tmp_path: Path
+) -> None:
+    take = tmp_path / "take"
+    with restyle_live("--midi", "virtual", "--record", str(take)) as restyle:
+        restyle.await_sound()
+        wait_for(lambda: (take / "output.wav").stat().st_size > 4 * RATE, "a second of sound")
+        server = jack_server.process
+        assert server is not None
+        server.kill()
+        jack_server.sample_rate = 44_100
+        jack_server.start()
+        wait_for(lambda: noted(take, '"ended"'), "the end of the recording")
+        restyle.family = children(restyle.process.pid)
+        out, err = restyle.end()
+    why = f"the recording ends here: it is at {RATE} Hz, the device is at 44100 Hz now"
+    assert noted(take, "audio is back") and noted(take, why) and why in err
+    assert f"recording: {why}; to record what follows, start again with another --record" in out
+    assert "outages 1" in out and "waiting" not in out.splitlines()[-1] and "left: " in out
+    again = replay(take)
+    assert again["whole"] and again["equal"] == again["compared"] == again["frames"] > RATE // 2
+    assert soundfile.info(take / "output.wav").samplerate == RATE and (take / "performance.png").exists()
+
+
 def test_a_full_disk_ends_the_recording_and_not_the_performance(tmp_path: Path) -> None:
     take = tmp_path / "take"
     with restyle_live("--clip", str(DEMO_CLIP), "--record", str(take)) as restyle:
