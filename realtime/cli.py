@@ -59,6 +59,13 @@ MidiOption = Annotated[
     str | None, typer.Option(help="MIDI port (index, part of the name, 'virtual') or file; default: all ports.")
 ]
 MapOption = Annotated[Path | None, typer.Option("--map", help="TOML file: which controller moves what.")]
+InferenceOption = Annotated[
+    str,
+    typer.Option(
+        help="Where the graph runs: 'worker', a process that the audio callback waits for; 'deferred', one whose "
+        "answer it takes a hop later, for the smallest blocks; 'callback', in the callback itself."
+    ),
+]
 ProviderOption = Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")]
 
 
@@ -198,13 +205,7 @@ def live(
         Path | None, typer.Option(help="Perform a sound file at real-time pace instead of a device.")
     ] = None,
     loop: Annotated[bool, typer.Option(help="Play the clip round and round.")] = False,
-    inference: Annotated[
-        str,
-        typer.Option(
-            help="Where the graph runs: 'worker', a process that the audio callback waits for; 'deferred', one whose "
-            "answer it takes a hop later, for the smallest blocks; 'callback', in the callback itself."
-        ),
-    ] = "worker",
+    inference: InferenceOption = "worker",
     patience: Annotated[
         float | None,
         typer.Option(min=0.0, metavar="MS", help="How long to wait for a hop before the dry signal takes its place."),
@@ -464,6 +465,7 @@ def check(
     midi: MidiOption = None,
     midi_map: MapOption = None,
     provider: ProviderOption = "cpu",
+    inference: InferenceOption = "worker",
     record: Annotated[Path | None, typer.Option(help="Folder that 'live' would record into.")] = None,
     seconds: Annotated[float, typer.Option(min=1.0, max=3600.0, help="How long to play for the time per hop.")] = 30.0,
     as_json: JsonOption = False,
@@ -476,7 +478,7 @@ def check(
     """
     from realtime.bundle import BundleError
     from realtime.check import sound_check
-    from realtime.live import LiveSettings
+    from realtime.live import LiveSettings, PerformanceError
     from realtime.midi import MidiError, MidiMap
 
     console, colours = Console(stderr=as_json), {"pass": "green", "warn": "yellow", "fail": "red"}
@@ -491,6 +493,7 @@ def check(
             midi=midi,
             midi_map=MidiMap.load(midi_map) if midi_map else MidiMap(),
             provider=provider,
+            inference=inference,
             record=record,
         )
         with console.status(f"checking, of which {seconds:g} s playing"):
@@ -499,7 +502,7 @@ def check(
                 if not as_json:
                     console.print(f"[{colours[finding.verdict]}]{finding.verdict}[/]  {finding.id:<9}", end="")
                     console.print(finding.text + (f" -> {finding.remedy}" if finding.remedy else ""), **PLAIN)
-    except (BundleError, MidiError) as error:
+    except (BundleError, MidiError, PerformanceError) as error:
         raise failure("cannot check", error) from None
     failed = [finding.id for finding in findings if finding.verdict == "fail"]
     if as_json:

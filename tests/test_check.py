@@ -28,6 +28,7 @@ from realtime.stream import gpu_remedy
 from tests.test_bundle import with_manifest
 
 BUNDLE = read_bundle(DEFAULT_MODEL)
+HOP = BUNDLE.manifest.spectral.hop_samples
 HOP_MS = 1e3 * BUNDLE.manifest.spectral.hop_seconds
 
 
@@ -83,6 +84,7 @@ def test_what_the_machine_lacks_fails_with_the_remedy(tmp_path: Path) -> None:
         (["--model", "none.onnx"], "none.onnx: file: there is no such file"),
         (["--map", "wrong.toml"], "wrong.toml: chanel: is no key of a map; did you mean channel?"),
         (["--midi", "none.mid"], "none.mid: there is no such file"),
+        (["--inference", "late"], "inference 'late' is none of worker, deferred, callback"),
     ],
 )
 def test_wrong_input_is_one_clear_error(tmp_path: Path, arguments: list[str], text: str) -> None:
@@ -132,24 +134,29 @@ def test_another_rate_says_what_resampling_adds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("p999", "block", "late", "verdict", "share"),
+    ("p999", "block", "late", "dry", "verdict", "share"),
     [
-        (1.0, 128, 0, "pass", "38% of 2.67 ms"),
-        (1.0, 64, 0, "warn", "75% of 1.33 ms"),  # a hop must be ready within the block that fills it
-        (1.0, 32, 0, "fail", "150% of 0.67 ms"),
-        (1.0, 4096, 0, "pass", "38% of 2.67 ms"),
-        (1.5, 128, 0, "warn", "56% of 2.67 ms"),
-        (1.0, 128, 1, "warn", "1 late"),
-        (2.8, 128, 9, "fail", "105% of 2.67 ms"),
+        (1.0, 128, 0, 0, "pass", "38% of 2.67 ms"),
+        (1.0, 64, 0, 0, "warn", "75% of 1.33 ms"),  # a hop must be ready within the block that fills it
+        (1.0, 32, 0, 0, "fail", "150% of 0.67 ms"),
+        (1.0, 4096, 0, 0, "pass", "38% of 2.67 ms"),
+        (1.5, 128, 0, 0, "warn", "56% of 2.67 ms"),
+        (1.0, 128, 1, 0, "warn", "1 late"),
+        (0.28, 16, 0, 11_250, "fail", "11250 dry for want of time"),  # given up before they could be late
+        (0.5, 128, 0, 11, "warn", "11 dry"),
+        (2.8, 128, 9, 0, "fail", "105% of 2.67 ms"),
+        (2.8, 4096, 9, 0, "fail", "105% of 2.67 ms"),
     ],
 )
-def test_the_time_for_a_hop_is_the_yardstick(p999: float, block: int, late: int, verdict: str, share: str) -> None:
+def test_the_time_for_a_hop_is_the_yardstick(
+    p999: float, block: int, late: int, dry: int, verdict: str, share: str
+) -> None:
     times = {"p50": 0.4, "p99": 0.9, "p999": p999, "max": p999}
     status = Status(
         seconds=30.0,
         mix={},
         values={},
-        meters=EngineMeters(block=block, misses=late),
+        meters=EngineMeters(block=block, misses=late, late_hops=dry),
         hop_ms=times,
         hop_budget_ms=HOP_MS,
         recorded_seconds=None,
@@ -159,6 +166,10 @@ def test_the_time_for_a_hop_is_the_yardstick(p999: float, block: int, late: int,
     found = judge_hops(Summary(status, ()), 11_250, 48_000, 30.0)
     assert found.verdict == verdict and share in found.text
     assert bool(found.remedy) == (verdict != "pass")
+    # More time for a hop costs a hop; it helps where a block ends before the next hop is asked for.
+    price = f"--inference deferred gives the graph the time of a whole hop, at one hop more of latency ({HOP} samples, "
+    assert (price in found.remedy) == (verdict == "fail" and block <= HOP)
+    assert "deferred" not in judge_hops(Summary(status, ()), 11_250, 48_000, 30.0, deferred=True).remedy
     assert judge_hops(Summary(status, ()), 0, 48_000, 30.0).verdict == "fail"
 
 
