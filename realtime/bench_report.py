@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-LANES = ("processor", "graph", "copy_in", "copy_out", "matmul", "compare")
+LANES = ("processor", "paced", "graph", "copy_in", "copy_out", "matmul", "compare")
 RED = "#b03030"
 BLUE = "#1f5f8b"
 
@@ -57,6 +57,7 @@ def _compute_rows(figures: dict[str, Any]) -> Rows:
     split = figures["split_ms"]
     rows += [
         ("processor per hop", _spread(split["processor"])),
+        ("the same at the pace of a performance", _spread(figures["paced_ms"])),
         ("copy in", _spread(split["copy_in"], digits=4)),
         ("graph", _spread(split["graph"])),
         ("copy out", _spread(split["copy_out"], digits=4)),

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from realtime.bench import MeasureError, append_log, histogram, performers_in_real_time
+from realtime.bench import MeasureError, append_log, histogram, measure_paced, performers_in_real_time
 from realtime.bench_compare import (
     CompareError,
     CompareSettings,
@@ -74,8 +74,10 @@ def test_every_part_of_a_hop_is_measured_logged_and_drawn(tmp_path: Path) -> Non
         assert 0 < part["p50"] <= part["p99"] <= part["p999"] <= part["max"]
     assert split["copy_in"]["p50"] + split["copy_out"]["p50"] < split["graph"]["p50"] < split["processor"]["max"]
     assert split["processor"] == figures["compute_ms"] and split["graph"] == figures["graph_ms"]
+    paced = figures["paced_ms"]
+    assert 0 < paced["p50"] <= paced["p99"] <= paced["p999"] <= paced["max"] and paced != figures["compute_ms"]
     counts = figures["histogram_ms"]["counts"]
-    assert set(counts) == {"copy_in", "graph", "copy_out", "processor", "matmul", "compare"}
+    assert set(counts) == {"copy_in", "graph", "copy_out", "processor", "paced", "matmul", "compare"}
     assert {sum(lane) for lane in counts.values()} == {500}
     assert [row["channels"] for row in figures["channels"]][:2] in ([1], [1, 2])
     assert figures["performers_in_real_time"] in (0, 1, 2)
@@ -88,8 +90,15 @@ def test_every_part_of_a_hop_is_measured_logged_and_drawn(tmp_path: Path) -> Non
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert lines == [{"earlier": True}, figures]
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
-    for text in ("copy in", "performers on one core", "ours over theirs"):
+    for text in ("copy in", "at the pace of a performance", "performers on one core", "ours over theirs"):
         assert text in out
+
+
+def test_paced_hops_come_at_their_instants() -> None:
+    began = time.perf_counter()
+    times = measure_paced(BUNDLE, "cpu", 200)
+    assert time.perf_counter() - began > 199 * HOP / RATE
+    assert times.shape == (200,) and 0 < np.median(times) < 1e3 * (time.perf_counter() - began)
 
 
 def test_a_histogram_counts_every_value_between_its_edges() -> None:
