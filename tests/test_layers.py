@@ -27,6 +27,7 @@ from training.layers import (
     FramerState,
     Gru,
     HopLowpass,
+    Lstm,
     Noise,
     RealDft,
     band_curves,
@@ -38,6 +39,7 @@ HOP = SPEC.hop_samples
 BANDS = band_matrix(24, np.fft.rfftfreq(SPEC.analysis_window_samples, 1 / SPEC.sample_rate))
 TINY = GeneratorConfig(style_dim=4, band_count=12, hidden=16)
 KINDS = [
+    replace(TINY, body="lstm"),
     replace(TINY, body="convolutional"),
     replace(TINY, signals=("input",)),
     replace(TINY, signals=("pulses", "noise")),
@@ -103,6 +105,16 @@ def framer() -> Streaming:
 
 def gru() -> Streaming:
     layer = Gru(8, 16)
+
+    def step(x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        y, state = layer(x.permute(2, 0, 1), state)
+        return y.permute(1, 2, 0), state
+
+    return Streaming(layer.init_state, step, audio(24, 40).reshape(3, 8, 40), 1, 1, layer.latency_samples, 1)
+
+
+def lstm() -> Streaming:
+    layer = Lstm(8, 16)
 
     def step(x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         y, state = layer(x.permute(2, 0, 1), state)
@@ -179,7 +191,7 @@ def generator(config: GeneratorConfig = TINY) -> Streaming:
 
 
 @pytest.mark.parametrize(
-    "make", [lowpass, envelope, framer, gru, convolutions, steady_bank, generator], ids=lambda make: make.__name__
+    "make", [lowpass, envelope, framer, gru, lstm, convolutions, steady_bank, generator], ids=lambda make: make.__name__
 )
 def test_streaming_contract(make: Callable[[], Streaming]) -> None:
     assert_streaming_contract(make())

@@ -25,6 +25,7 @@ from training.losses import (  # noqa: E402
     mel_matrix,
     onset_loss,
     pitch_loss,
+    relative_mse,
     spectral_convergence,
     stft_magnitude,
 )
@@ -65,6 +66,12 @@ def test_log_l1_by_hand() -> None:
 
 def sine(amplitude: float, hertz: float = 997.0) -> Tensor:
     return amplitude * torch.sin(2 * math.pi * hertz * torch.arange(RATE) / RATE)[None]
+
+
+def test_relative_mse_by_hand() -> None:
+    target = torch.tensor([[1.0, -1.0], [0.5, 0.5], [0.0, 0.0]])
+    predicted = torch.tensor([[1.0, 1.0], [0.5, 0.5], [0.001, -0.001]])
+    torch.testing.assert_close(relative_mse(predicted, target), torch.tensor([2.0, 0.0, 1.0]))
 
 
 def test_level_by_hand() -> None:

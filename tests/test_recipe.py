@@ -123,8 +123,9 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
         ("[loss]\nmel_band_counts = [0, 1, 1, 1, 1]\n", "loss.mel_band_counts: must be at least 1 each"),
         (
             "[loss]\nspectral_convergence = 0\nlog_magnitude = 0\nlog_mel = 0\nlevel = 0\n",
-            "loss.log_mel, loss.level: all are zero; give one of them a weight",
+            "loss.log_mel, loss.level, loss.mse: all are zero; give one of them a weight",
         ),
+        ("[adversary]\nloss = 'wasserstein'\n", "adversary.loss: must be one of hinge, least_squares, bce"),
         ("[trainer]\nseed = 4294967296\n", "trainer.seed: must be at most 4294967295, got 4294967296"),
         ("[trainer]\naverage_decay = 1\n", "trainer.average_decay: must lie between 0 and 1, 1 not included; got 1"),
         ("[augment]\npitch_semitones = 200\n", "augment.pitch_semitones: must be at most 24, got 200"),

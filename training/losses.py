@@ -55,6 +55,15 @@ def log_l1(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted.log() - target.log()).abs().mean(dim=(1, 2))
 
 
+def relative_mse(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean square of the difference over that of the target: audio [batch, samples] -> [batch].
+
+    The target counts as no quieter than -60 dBFS, so that silence does not outweigh everything else.
+    """
+    power = target.square().mean(dim=1).clamp_min(1e-6)
+    return (predicted - target).square().mean(dim=1) / power
+
+
 def mel_magnitude(magnitude: Tensor, matrix: Tensor) -> Tensor:
     """Magnitudes [batch, bins, frames] and ``matrix`` [bands, bins] -> [batch, bands, frames], floored."""
     return torch.matmul(matrix, magnitude).clamp_min(MAGNITUDE_FLOOR)
@@ -210,5 +219,7 @@ class SpectralLoss(nn.Module):
         terms = {name: torch.stack(items).mean(dim=0) for name, items in values.items() if items}
         if config.level:
             terms["level"] = level_l1(predicted, target, self.sample_rate)
+        if config.mse:
+            terms["mse"] = relative_mse(predicted, target)
         total = torch.stack([getattr(config, name) * value for name, value in terms.items()]).sum(dim=0)
         return LossTerms(total, terms)

@@ -80,6 +80,7 @@ class DataConfig:
     """How excerpts are cut from recordings."""
 
     segment_seconds: float = 1.25
+    segments_in_a_row: int = 1  # of one excerpt, a step each: what the model remembers is carried from one to the next
     split_seed: int = 0
     minimum_seconds: float = 0.2  # shorter recordings are skipped
     audible_dbfs: float = -50.0  # an excerpt below this root-mean-square level counts as silent
@@ -93,6 +94,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _at_least(self, "data.", 0.1, "segment_seconds")
         _at_least(self, "data.", 0.02, "minimum_seconds")
+        _at_least(self, "data.", 1, "segments_in_a_row")
         _at_least(self, "data.", 0, "workers", "note_seconds")
         _at_least(self, "data.", 0.001, "fade_seconds")
         _ranges(self, "data.", "piece_seconds", "gap_seconds")
@@ -186,6 +188,7 @@ class LossConfig:
     log_magnitude: float = 0.5
     log_mel: float = 1.0
     level: float = 0.2
+    mse: float = 0.0  # of the samples themselves
     pitch: float = 0.0  # of the input's pitch, kept in every row
     onsets: float = 0.0  # of what begins in the input beginning in the output, in every row
     steadiness: float = 0.0  # of the generator's gains while a tone stands still: what moves there, buzzes
@@ -204,10 +207,13 @@ class LossConfig:
             raise ValueError(
                 f"loss.fft_sizes_per_step: must lie between 0 and {len(self.fft_sizes)}, got {self.fft_sizes_per_step}"
             )
-        weights = ("spectral_convergence", "log_magnitude", "log_mel", "level")
+        weights = ("spectral_convergence", "log_magnitude", "log_mel", "level", "mse")
         _at_least(self, "loss.", 0, *weights, "pitch", "onsets", "steadiness")
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"loss.{', loss.'.join(weights)}: all are zero; give one of them a weight")
+
+
+ADVERSARIAL_LOSSES = ("hinge", "least_squares", "bce")  # definitions: training/models/critic.py
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,7 @@ class AdversaryConfig:
     """Judges that know the styles; see training/models/critic.py and classifier.py. Weight zero: none."""
 
     weight: float = 0.0  # of deceiving the critic
+    loss: str = "hinge"  # of critic and generator about it: hinge, least_squares or bce
     feature_weight: float = 0.0  # of sounding to the critic's layers as the target does
     style_weight: float = 0.0  # of being taken for the style meant by a classifier; zero: no classifier
     cross_share: float = 0.4  # of rows that are to become another style; only judges and their level judge them
@@ -223,6 +230,8 @@ class AdversaryConfig:
 
     def __post_init__(self) -> None:
         at = "adversary."
+        if self.loss not in ADVERSARIAL_LOSSES:
+            raise ValueError(f"adversary.loss: must be one of {', '.join(ADVERSARIAL_LOSSES)}, got '{self.loss}'")
         _at_least(self, at, 0, "weight", "feature_weight", "style_weight", "start_step")
         _chances(self, at, "cross_share")
         if self.learning_rate <= 0:
@@ -336,8 +345,12 @@ class Recipe:
                 "phrases.tuning_semitones: must be at most augment.pitch_semitones "
                 f"({self.augment.pitch_semitones:g}), got {self.phrases.tuning_semitones:g}"
             )
-        if self.phrases.minutes_per_style and self.phrases.phrase_seconds < 4 * self.data.segment_seconds:
-            raise ValueError("phrases.phrase_seconds: must be at least four times data.segment_seconds")
+        excerpt_seconds = self.data.segments_in_a_row * self.data.segment_seconds
+        if self.phrases.minutes_per_style and self.phrases.phrase_seconds < 4 * excerpt_seconds:
+            raise ValueError(
+                f"phrases.phrase_seconds: must be at least four times the {excerpt_seconds:g} s of "
+                "data.segments_in_a_row times data.segment_seconds"
+            )
         answer = self.segment_samples - self.spectral.stream_delay_samples
         if answer < LEVEL_SECONDS * self.spectral.sample_rate:
             raise ValueError(
@@ -352,6 +365,11 @@ class Recipe:
         """Length of a training segment in whole hops."""
         hop = self.spectral.hop_samples
         return max(1, round(self.data.segment_seconds * self.spectral.sample_rate / hop)) * hop
+
+    @property
+    def excerpt_samples(self) -> int:
+        """Length of the segments in a row."""
+        return self.data.segments_in_a_row * self.segment_samples
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, strings and numbers; ``recipe_from_dict`` reads it back."""

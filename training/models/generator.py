@@ -27,6 +27,8 @@ from training.layers import (
     Gru,
     GruState,
     HopLowpass,
+    Lstm,
+    LstmState,
     Noise,
     NoiseState,
     RealDft,
@@ -35,7 +37,7 @@ from training.layers import (
 
 SIGNALS = ("input", "driven", "pulses", "noise")
 FIRST_GAINS = {"input": 0.0, "driven": -4.0, "pulses": -4.0, "noise": -5.0}  # natural log, before any training
-BODIES = ("recurrent", "convolutional")
+BODIES = ("recurrent", "lstm", "convolutional")
 ANSWERS = ("gains", "spectrum")
 FLOOR_LEVEL = 1e-5  # root mean square; what is this quiet comes out as nothing
 
@@ -46,7 +48,7 @@ class GeneratorConfig:
 
     answer: str = "gains"  # for the signals, or "spectrum": the complex spectrum of the output
     signals: tuple[str, ...] = SIGNALS  # that get gains
-    body: str = "recurrent"  # or "convolutional"
+    body: str = "recurrent"  # a GRU; or "lstm", or "convolutional"
     style_dim: int = 16
     band_count: int = 64
     hidden: int = 192
@@ -76,13 +78,16 @@ class Nothing:
     """The state of a part that this generator does without."""
 
 
+BodyState = GruState | LstmState | ConvolutionsState
+
+
 @dataclass(frozen=True)
 class GeneratorState:
     framer: FramerState
     envelope: EnvelopeState | Nothing
     noise: NoiseState | Nothing
     made: FramerState | Nothing
-    body: GruState | ConvolutionsState
+    body: BodyState
     bank: FilterBankState
 
 
@@ -126,7 +131,8 @@ class SteeredBody(nn.Module):
         }.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
         self.enter = nn.Linear(bands + 1 + inputs, hidden)
-        self.body = Gru(hidden, hidden) if config.body == "recurrent" else CausalConvolutions(hidden)
+        bodies = {"recurrent": lambda: Gru(hidden, hidden), "lstm": lambda: Lstm(hidden, hidden)}
+        self.body = bodies.get(config.body, lambda: CausalConvolutions(hidden))()
         self.steer = nn.Linear(config.style_dim, 2 * 2 * hidden)
         self.leave = nn.Linear(hidden, outputs)
         with torch.no_grad():
@@ -134,8 +140,8 @@ class SteeredBody(nn.Module):
             self.leave.weight.mul_(0.1)
 
     def steered(
-        self, heard: Tensor, style: Tensor, state: GruState | ConvolutionsState, more: Tensor | None = None
-    ) -> tuple[Tensor, GruState | ConvolutionsState]:
+        self, heard: Tensor, style: Tensor, state: BodyState, more: Tensor | None = None
+    ) -> tuple[Tensor, BodyState]:
         """Spectra of the windowed input [batch, n, re|im, bins], ``more`` [batch, n, inputs] -> [batch, n, outputs]."""
         power = heard.square().sum(dim=2)  # [batch, n, bins]
         # A floor, not a sum: onnxruntime takes the addition of so small a number for none at all and drops it.
@@ -224,9 +230,7 @@ class Generator(SteeredBody):
         out, bank = self.bank(spectra, gains, state.bank)
         return out, GeneratorState(framer, envelope, noise, made_state, body, bank)
 
-    def decide(
-        self, heard: Tensor, style: Tensor, state: GruState | ConvolutionsState
-    ) -> tuple[Tensor, GruState | ConvolutionsState]:
+    def decide(self, heard: Tensor, style: Tensor, state: BodyState) -> tuple[Tensor, BodyState]:
         """Spectra of the windowed input [batch, n, re|im, bins] -> gains in nepers at hop ends [batch, n, signals,
         bands]."""
         decided, state = self.steered(heard, style, state)
@@ -236,7 +240,7 @@ class Generator(SteeredBody):
 @dataclass(frozen=True)
 class SpectrumState:
     framer: FramerState
-    body: GruState | ConvolutionsState
+    body: BodyState
     tail: FramerState  # what the last frame still has to give
 
 
