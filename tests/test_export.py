@@ -123,6 +123,7 @@ def test_onnxruntime_is_torch(exported: Exported, channels: int, hops_per_step: 
     "kind",
     [
         {"body": "lstm"},
+        {"body": "unet", "band_count": 16},
         {"signals": ("input",), "body": "convolutional"},
         {"signals": ("pulses", "noise")},
         {"answer": "spectrum"},

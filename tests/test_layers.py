@@ -41,6 +41,8 @@ TINY = GeneratorConfig(style_dim=4, band_count=12, hidden=16)
 KINDS = [
     replace(TINY, body="lstm"),
     replace(TINY, body="convolutional"),
+    replace(TINY, body="unet", band_count=16),
+    replace(TINY, body="unet", band_count=32, scale="linear", signals=("input",)),
     replace(TINY, signals=("input",)),
     replace(TINY, signals=("pulses", "noise")),
     replace(TINY, answer="spectrum"),
@@ -343,12 +345,18 @@ def test_bands_add_up_to_one_everywhere() -> None:
     assert (matrix >= 0).all() and matrix.shape == (64, 513)
 
 
+def test_linear_bands_are_evenly_spaced_and_add_up_to_one() -> None:
+    matrix = band_matrix(5, np.linspace(0, 24_000, 9), "linear")
+    np.testing.assert_allclose(matrix.sum(axis=0), 1.0)
+    assert matrix.argmax(axis=1).tolist() == [0, 2, 4, 6, 8]
+
+
 @pytest.mark.parametrize("config", [TINY, *KINDS], ids=repr)
 def test_silence_in_is_silence_out_whatever_the_style(config: GeneratorConfig) -> None:
     torch.manual_seed(0)
     model = make_generator(spec_of(config), config).eval()
     with torch.no_grad():
-        model.leave.bias.fill_(3.0)
+        (model.body.leave if config.body == "unet" else model.leave).bias.fill_(3.0)
         out, _ = model(torch.zeros(2, 50 * HOP), 5 * torch.randn(2, 4), model.init_state(2))
     assert float(out.abs().max()) < 10 ** (-70 / 20)
 

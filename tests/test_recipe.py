@@ -94,7 +94,7 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
         ("[loss]\nfft_sizes = [256]\n", "loss.mel_band_counts: needs one value for each of the 1 fft_sizes, got 5"),
         ("[loss]\nfft_sizes_per_step = 6\n", "loss.fft_sizes_per_step: must lie between 0 and 5, got 6"),
         ("[model]\nhidden = 0\n", "model.hidden: must be at least 2, got 0"),
-        ('[model]\nbody = "wide"\n', "model.body: must be one of recurrent, convolutional, got 'wide'"),
+        ('[model]\nbody = "wide"\n', "model.body: must be one of recurrent, lstm, convolutional, unet, got 'wide'"),
         ('[model]\nsignals = ["noise", "noise"]\n', "model.signals: must be some of input, driven, pulses, noise"),
         ('[model]\nanswer = "spectrum"\n[loss]\nsteadiness = 1.0\n', "loss.steadiness: holds gains still"),
         ("[adversary]\nstyle_weight = 0.5\n", "adversary.style_weight: needs adversary.weight above zero"),
@@ -123,7 +123,16 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
         ("[loss]\nmel_band_counts = [0, 1, 1, 1, 1]\n", "loss.mel_band_counts: must be at least 1 each"),
         (
             "[loss]\nspectral_convergence = 0\nlog_magnitude = 0\nlog_mel = 0\nlevel = 0\n",
-            "loss.log_mel, loss.level, loss.mse: all are zero; give one of them a weight",
+            "loss.ms_ssim, loss.level, loss.mse: all are zero; give one of them a weight",
+        ),
+        (
+            "[model]\nbody = 'unet'\nband_count = 40\n",
+            "model.band_count: must be a multiple of 16 for model.body = 'unet'",
+        ),
+        ("[model]\nscale = 'bark'\n", "model.scale: must be one of mel, linear, got 'bark'"),
+        (
+            "[loss]\nms_ssim = 1\n[data]\nsegment_seconds = 0.2\n",
+            "loss.ms_ssim: needs data.segment_seconds of at least 0.256, got 0.2",
         ),
         ("[adversary]\nloss = 'wasserstein'\n", "adversary.loss: must be one of hinge, least_squares, bce"),
         ("[trainer]\nseed = 4294967296\n", "trainer.seed: must be at most 4294967295, got 4294967296"),

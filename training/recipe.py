@@ -187,6 +187,9 @@ class LossConfig:
     spectral_convergence: float = 0.5
     log_magnitude: float = 0.5
     log_mel: float = 1.0
+    l2: float = 0.0  # of the logs of mel bands
+    gram: float = 0.0  # of which mel bands sound together
+    ms_ssim: float = 0.0  # of the mel spectrogram as a picture
     level: float = 0.2
     mse: float = 0.0  # of the samples themselves
     pitch: float = 0.0  # of the input's pitch, kept in every row
@@ -207,7 +210,7 @@ class LossConfig:
             raise ValueError(
                 f"loss.fft_sizes_per_step: must lie between 0 and {len(self.fft_sizes)}, got {self.fft_sizes_per_step}"
             )
-        weights = ("spectral_convergence", "log_magnitude", "log_mel", "level", "mse")
+        weights = ("spectral_convergence", "log_magnitude", "log_mel", "l2", "gram", "ms_ssim", "level", "mse")
         _at_least(self, "loss.", 0, *weights, "pitch", "onsets", "steadiness")
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"loss.{', loss.'.join(weights)}: all are zero; give one of them a weight")
@@ -356,6 +359,12 @@ class Recipe:
             raise ValueError(
                 f"data.segment_seconds: {self.data.segment_seconds:g} s leave {max(0, answer)} samples after the "
                 f"model's delay; the level loss needs {LEVEL_SECONDS:g} s: make segments longer"
+            )
+        shortest_s = 48 * 256 / self.spectral.sample_rate  # three scales of a picture under a window of eleven places
+        if self.loss.ms_ssim and self.data.segment_seconds < shortest_s:
+            raise ValueError(
+                f"loss.ms_ssim: needs data.segment_seconds of at least {shortest_s:g}, "
+                f"got {self.data.segment_seconds:g}"
             )
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective: unknown '{self.objective}'{_near(self.objective, list(OBJECTIVES))}")
