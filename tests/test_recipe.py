@@ -228,3 +228,29 @@ def test_a_field_that_cannot_be_set_is_named(tmp_path: Path, change: str, proble
     path = write(tmp_path, 'name = "mine"\n')
     with pytest.raises(RecipeError, match=problem):
         load_recipe(path, [change])
+
+
+def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
+    write(tmp_path, "[trainer]\nsteps = 70\nseed = 3\n")
+    (tmp_path / "more").mkdir()
+    path = tmp_path / "more" / "longer.toml"
+    path.write_text('base = "../mine.toml"\nname = "longer"\n[trainer]\nsteps = 90\n')
+    recipe, base = load_recipe(path, ["optimiser.warmup_steps=7"]), load_recipe(tmp_path / "mine.toml")
+    assert (recipe.name, recipe.trainer.steps, recipe.trainer.seed) == ("longer", 90, 3)
+    assert recipe.optimiser.warmup_steps == 7 and recipe.style == base.style
+    assert recipe_from_dict(recipe.as_dict(), "again") == recipe
+
+
+@pytest.mark.parametrize(
+    ("base", "complaint"),
+    [
+        ('"gone.toml"', r"mine\.toml: base: .*gone\.toml: cannot be read \(No such file"),
+        ('"mine.toml"', r"mine\.toml: base: 'mine\.toml' builds on this recipe itself"),
+        ("7", r"mine\.toml: the field 'base' must be the name of a recipe file, got 7"),
+    ],
+)
+def test_a_base_that_cannot_be_built_on_is_refused(tmp_path: Path, base: str, complaint: str) -> None:
+    path = write(tmp_path, "")
+    path.write_text(f"base = {base}\n{path.read_text()}")
+    with pytest.raises(RecipeError, match=complaint):
+        load_recipe(path)

@@ -486,16 +486,43 @@ def _change(values: dict[str, Any], change: str) -> None:
     values[field_name] = value
 
 
-def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read and check a TOML recipe, with ``changes`` such as 'trainer.steps=400'. Raises RecipeError."""
+def _read_values(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe file on top of those of the file that its ``base`` names. Raises RecipeError."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        named = f"{above[-1]}: base: " if above else ""
+        raise RecipeError(f"{named}{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except ValueError as error:  # TOMLDecodeError, or a number with thousands of digits
         raise RecipeError(f"{path}: is not TOML: {error}") from error
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: the field 'base' must be the name of a recipe file, got {base!r}")
+    under = path.parent / base
+    if under.resolve() in {file.resolve() for file in (*above, path)}:
+        raise RecipeError(f"{path}: base: '{base}' builds on this recipe itself; name another one")
+    return _merged(_read_values(under, (*above, path)), values)
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables are merged, field by field; anything else in ``over`` takes the place of what is in ``under``."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read and check a TOML recipe, with ``changes`` such as 'trainer.steps=400'. Raises RecipeError.
+
+    ``base = "other.toml"`` at its top, a path from its own folder, takes all that it leaves out from there.
+    """
+    values = _read_values(path)
     for change in changes:
         _change(values, change)
     return recipe_from_dict(values, " ".join([str(path), *(f"--set {change}" for change in changes)]))
