@@ -31,7 +31,9 @@ def latency_terms(spec: SpectralSpec, ready: dict[str, Any], block: int) -> dict
     ``ready`` is what the audio process said at its start, ``block`` the length of its last callback: with JACK, the
     round trip is one period of the server, and a fixed length of ours comes on top of it.
     """
-    own = {"hop": spec.hop_samples, "overlap": spec.stream_delay_samples}
+    own = {"hop": spec.hop_samples}
+    if spec.stream_delay_samples:
+        own["overlap"] = spec.stream_delay_samples
     if ready.get("deferred_samples"):
         own["deferred"] = ready["deferred_samples"]
     if ready.get("sample_rate", spec.sample_rate) != spec.sample_rate:

@@ -101,8 +101,8 @@ class _Gains:
 class Processor:
     """``prepare`` once, then ``process`` blocks of any length. No threads, no devices; one caller thread at a time.
 
-    A hop must be full before it is computed (``hop`` samples), and the synthesis window overlaps the next
-    (``synthesis window - hop``); their sum is the constant delay of wet and dry alike, whatever the block length.
+    A hop must be full before it is computed (``hop`` samples), and a synthesis window longer than that overlaps the
+    next (``synthesis window - hop``); their sum is the constant delay of wet and dry alike, whatever the block length.
     Style and gains fade towards the newest ``controls`` hop by hop. A hop for which the graph gives NaN, or raises,
     becomes the dry signal at the same delay, as does one that a remote graph is late for; then the model is reset and
     fades back.

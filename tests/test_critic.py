@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ torch = pytest.importorskip("torch")
 from torch import Tensor  # noqa: E402
 
 from training.models.classifier import StyleClassifier, coloured, hit_rate, style_loss  # noqa: E402
-from training.models.critic import Critic, Verdict, critic_loss, deception_loss, feature_loss  # noqa: E402
+from training.models.critic import COSTS, Critic, Verdict, critic_loss, deception_loss, feature_loss  # noqa: E402
 from training.models.encoder import StyleEncoder  # noqa: E402
 from training.models.spectrogram import RelativeMel, RelativeMelPower  # noqa: E402
+from training.recipe import ADVERSARIAL_LOSSES  # noqa: E402
 
 RATE = 44_100  # of the clips
 CLIPS = Path(__file__).parent / "data"
@@ -47,6 +49,33 @@ def test_the_critic_wants_real_above_one_and_everything_else_below_minus_one() -
 
 def test_deceiving_is_a_high_score_for_the_style_meant() -> None:
     assert deception_loss(scored((3.0, -5.0), (-5.0, 4.0)), torch.tensor([0, 1])).tolist() == [-3.0, -4.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "critics", "generators"),
+    [
+        ("least_squares", (2 - 1) ** 2 + 0.5**2 + 0.25**2, (0.25 - 1) ** 2),
+        ("bce", math.log1p(math.exp(-2)) + math.log1p(math.exp(0.5)) + math.log1p(math.exp(0.25)), 0.575939),
+        ("hinge", 0.0 + 1.5 + 1.25, -0.25),
+    ],
+)
+def test_every_adversarial_loss_by_hand(kind: str, critics: float, generators: float) -> None:
+    style = torch.tensor([0])
+    real, made = scored((2.0, 0.5)), scored((0.25, 7.0))
+    assert float(critic_loss(real, style, made, style, kind)) == pytest.approx(critics, abs=1e-5)
+    assert float(deception_loss(made, style, kind)) == pytest.approx(generators, abs=1e-5)
+
+
+def test_a_recipe_can_ask_for_every_adversarial_loss() -> None:
+    assert set(COSTS) == set(ADVERSARIAL_LOSSES)
+
+
+@pytest.mark.parametrize("kind", ADVERSARIAL_LOSSES)
+def test_every_adversarial_loss_falls_where_its_side_gets_better(kind: str) -> None:
+    style = torch.tensor([0])
+    worse, better = scored((0.1, 0.0)), scored((0.9, 0.0))
+    assert float(deception_loss(better, style, kind)) < float(deception_loss(worse, style, kind))
+    assert float(critic_loss(better, style, worse, style, kind)) < float(critic_loss(worse, style, better, style, kind))
 
 
 def test_features_of_one_sound_match_and_twice_as_large_ones_are_off_by_one() -> None:

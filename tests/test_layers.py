@@ -27,6 +27,7 @@ from training.layers import (
     FramerState,
     Gru,
     HopLowpass,
+    Lstm,
     Noise,
     RealDft,
     band_curves,
@@ -38,7 +39,10 @@ HOP = SPEC.hop_samples
 BANDS = band_matrix(24, np.fft.rfftfreq(SPEC.analysis_window_samples, 1 / SPEC.sample_rate))
 TINY = GeneratorConfig(style_dim=4, band_count=12, hidden=16)
 KINDS = [
+    replace(TINY, body="lstm"),
     replace(TINY, body="convolutional"),
+    replace(TINY, body="unet", band_count=16),
+    replace(TINY, body="unet", band_count=32, scale="linear", signals=("input",)),
     replace(TINY, signals=("input",)),
     replace(TINY, signals=("pulses", "noise")),
     replace(TINY, answer="spectrum"),
@@ -103,6 +107,16 @@ def framer() -> Streaming:
 
 def gru() -> Streaming:
     layer = Gru(8, 16)
+
+    def step(x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        y, state = layer(x.permute(2, 0, 1), state)
+        return y.permute(1, 2, 0), state
+
+    return Streaming(layer.init_state, step, audio(24, 40).reshape(3, 8, 40), 1, 1, layer.latency_samples, 1)
+
+
+def lstm() -> Streaming:
+    layer = Lstm(8, 16)
 
     def step(x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         y, state = layer(x.permute(2, 0, 1), state)
@@ -179,7 +193,7 @@ def generator(config: GeneratorConfig = TINY) -> Streaming:
 
 
 @pytest.mark.parametrize(
-    "make", [lowpass, envelope, framer, gru, convolutions, steady_bank, generator], ids=lambda make: make.__name__
+    "make", [lowpass, envelope, framer, gru, lstm, convolutions, steady_bank, generator], ids=lambda make: make.__name__
 )
 def test_streaming_contract(make: Callable[[], Streaming]) -> None:
     assert_streaming_contract(make())
@@ -331,12 +345,18 @@ def test_bands_add_up_to_one_everywhere() -> None:
     assert (matrix >= 0).all() and matrix.shape == (64, 513)
 
 
+def test_linear_bands_are_evenly_spaced_and_add_up_to_one() -> None:
+    matrix = band_matrix(5, np.linspace(0, 24_000, 9), "linear")
+    np.testing.assert_allclose(matrix.sum(axis=0), 1.0)
+    assert matrix.argmax(axis=1).tolist() == [0, 2, 4, 6, 8]
+
+
 @pytest.mark.parametrize("config", [TINY, *KINDS], ids=repr)
 def test_silence_in_is_silence_out_whatever_the_style(config: GeneratorConfig) -> None:
     torch.manual_seed(0)
     model = make_generator(spec_of(config), config).eval()
     with torch.no_grad():
-        model.leave.bias.fill_(3.0)
+        (model.body.leave if config.body == "unet" else model.leave).bias.fill_(3.0)
         out, _ = model(torch.zeros(2, 50 * HOP), 5 * torch.randn(2, 4), model.init_state(2))
     assert float(out.abs().max()) < 10 ** (-70 / 20)
 

@@ -14,7 +14,8 @@ from realtime.panel import latency_line, latency_terms, panel
 from realtime.spectral import SpectralSpec
 
 SPEC = SpectralSpec()
-OWN = {"hop": 128, "overlap": 128}
+OVERLAPPING = SpectralSpec(synthesis_window_samples=256)
+OWN = {"hop": 128}
 
 
 def performance(ready: dict[str, Any]) -> Any:
@@ -34,24 +35,24 @@ def device(samples: tuple[int, int] | None, block: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("ready", "block", "terms", "text"),
     [
-        ({"clip": "a.wav", "block": 128}, 128, OWN, "256 samples (5.33 ms) = hop 128 + overlap 128"),
+        ({"clip": "a.wav", "block": 128}, 128, OWN, "128 samples (2.67 ms) = hop 128"),
         (
             device((432, 480), 128),
             128,
             {"device in": 432, **OWN, "device out": 480},
-            "1168 samples (24.33 ms) = device in 432 + hop 128 + overlap 128 + device out 480",
+            "1040 samples (21.67 ms) = device in 432 + hop 128 + device out 480",
         ),
         (
             device(None, 0),
             64,
             {"JACK period": 64, **OWN},
-            "320 samples (6.67 ms) = JACK period 64 + hop 128 + overlap 128",
+            "192 samples (4.00 ms) = JACK period 64 + hop 128",
         ),
         (
             device(None, 256),
             256,
             {"block": 256, **OWN},
-            "512 samples (10.67 ms) = block 256 + hop 128 + overlap 128 + JACK period",
+            "384 samples (8.00 ms) = block 256 + hop 128 + JACK period",
         ),
     ],
 )
@@ -60,6 +61,11 @@ def test_the_latency_is_the_sum_of_what_the_host_api_adds_and_our_own(
 ) -> None:
     assert latency_terms(SPEC, ready, block) == terms
     assert latency_line(performance(ready), block) == text
+
+
+def test_a_synthesis_window_that_overlaps_has_a_term_of_its_own() -> None:
+    terms = latency_terms(OVERLAPPING, {"clip": "a.wav", "block": 128}, 128)
+    assert terms == {"hop": 128, "overlap": 128}
 
 
 def test_the_panel_shows_brackets_in_names() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from realtime.bench import measure_algorithmic_latency, measure_processor_latency
-from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, Bundle, Golden, ProviderError, read_bundle
+from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, FIRST_MODEL, Bundle, Golden, ProviderError, read_bundle
 from realtime.controls import PARAMETERS, Controls, mix_controls
 from realtime.engine import HOP_FIELDS, METER_COUNT, Engine, EngineMeters, EngineSettings
 from realtime.processor import FADE_HOPS, LIMITER_KNEE, Processor, RateError, limit
@@ -21,6 +23,8 @@ from realtime.stream import Stream, make_session
 HOP = 128
 RATE = 48_000
 AWKWARD = (1, 17, 64, 65, 127, 128, 512, 8193)
+LATENCY = read_bundle(DEFAULT_MODEL).manifest.latency_samples
+BOTH_KINDS = pytest.mark.parametrize("model", [DEFAULT_MODEL, FIRST_MODEL], ids=["one hop", "overlapping"])
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +77,18 @@ def clip(guitar: NDArray[np.float32], hops: int, channels: int = 1, level: float
     return np.stack([mono, 0.7 * mono[::-1]])[:channels].copy()
 
 
+@BOTH_KINDS
 @pytest.mark.parametrize("block", AWKWARD)
 def test_any_block_length_gives_the_offline_model_output_later_by_the_declared_latency(
-    bundle: Bundle, guitar: NDArray[np.float32], block: int
+    model: Path, guitar: NDArray[np.float32], block: int
 ) -> None:
+    bundle = read_bundle(model)
     audio = clip(guitar, 150 if block > 1 else 40)
     processor = prepared(bundle)
     out = run(processor, audio, block)
     expected = offline(bundle, audio)
     latency = processor.latency_samples
-    assert latency == 256
+    assert latency == bundle.manifest.latency_samples
     assert not out[:, : latency - HOP].any()
     common = out.shape[1] - latency
     difference = np.abs(out[:, latency:] - expected[:, :common]).max()
@@ -110,10 +116,10 @@ def test_many_hops_at_once_give_the_same_samples_later(
     many = Processor(bundle, hops_per_step=hops_per_step)
     many.controls = controls(bundle, dry_wet=dry_wet)
     many.prepare(RATE, 512, 2)
-    assert many.latency_samples == hops_per_step * HOP + HOP
+    assert many.latency_samples == hops_per_step * HOP + LATENCY - HOP
     out = run(many, audio, 512)
     length = audio.shape[1] - many.latency_samples
-    np.testing.assert_allclose(out[:, many.latency_samples :], one[:, 256 : 256 + length], atol=1e-5)
+    np.testing.assert_allclose(out[:, many.latency_samples :], one[:, LATENCY : LATENCY + length], atol=1e-5)
 
 
 def test_stereo_channels_are_two_independent_players(bundle: Bundle, guitar: NDArray[np.float32]) -> None:
@@ -142,29 +148,34 @@ def test_a_mono_block_may_come_without_a_channel_axis(bundle: Bundle, guitar: ND
     np.testing.assert_array_equal(flat, prepared(bundle).process(audio)[0])
 
 
-def test_measured_latency_is_the_declared_one(bundle: Bundle) -> None:
-    assert measure_algorithmic_latency(bundle) == bundle.manifest.latency_samples == 256
+@BOTH_KINDS
+def test_measured_latency_is_the_declared_one(model: Path) -> None:
+    bundle = read_bundle(model)
+    assert bundle.manifest.latency_samples == {DEFAULT_MODEL: LATENCY, FIRST_MODEL: 2 * HOP}[model]
+    assert measure_algorithmic_latency(bundle) == bundle.manifest.latency_samples
     for block in (1, 61, 128, 500):
-        assert measure_processor_latency(bundle, block=block) == 256
+        assert measure_processor_latency(bundle, block=block) == bundle.manifest.latency_samples
 
 
-def test_dry_is_the_input_delayed_by_exactly_the_latency(bundle: Bundle, guitar: NDArray[np.float32]) -> None:
-    audio = clip(guitar, 50, channels=2)
+@BOTH_KINDS
+def test_dry_is_the_input_delayed_by_exactly_the_latency(model: Path, guitar: NDArray[np.float32]) -> None:
+    bundle = read_bundle(model)
+    audio, latency = clip(guitar, 50, channels=2), bundle.manifest.latency_samples
     out = run(prepared(bundle, channels=2, dry_wet=0.0), audio, 77)
-    np.testing.assert_array_equal(out[:, 256:], audio[:, :-256])
+    np.testing.assert_array_equal(out[:, latency:], audio[:, :-latency])
 
 
 def test_half_wet_is_the_mean_of_both_at_the_same_delay(bundle: Bundle, guitar: NDArray[np.float32]) -> None:
     audio = clip(guitar, 60)
     wet = run(prepared(bundle), audio, 128)
     half = run(prepared(bundle, dry_wet=0.5), audio, 128)
-    np.testing.assert_allclose(half[:, 256:], 0.5 * wet[:, 256:] + 0.5 * audio[:, :-256], atol=1e-6)
+    np.testing.assert_allclose(half[:, LATENCY:], 0.5 * wet[:, LATENCY:] + 0.5 * audio[:, :-LATENCY], atol=1e-6)
 
 
 def test_gains_are_decibels(bundle: Bundle, guitar: NDArray[np.float32]) -> None:
     audio = clip(guitar, 30, level=0.2)
     out = run(prepared(bundle, dry_wet=0.0, input_gain_db=6.0, output_gain_db=-12.0), audio, 128)
-    np.testing.assert_allclose(out[:, 256:], audio[:, :-256] * 10 ** (-6 / 20), rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(out[:, LATENCY:], audio[:, :-LATENCY] * 10 ** (-6 / 20), rtol=1e-5, atol=1e-8)
 
 
 def test_reset_after_anything_is_a_fresh_start(bundle: Bundle, guitar: NDArray[np.float32]) -> None:
@@ -267,7 +278,7 @@ def test_a_hop_that_the_graph_fails_falls_back_to_dry_without_a_click_and_comes_
     assert np.isfinite(out).all()
     # Hop k goes out one hop later. Four hops of dry at the same delay, the first joined by a ramp ...
     at = slice(32 * HOP, 35 * HOP)
-    np.testing.assert_allclose(out[0, at], audio[0, at.start - 256 : at.stop - 256], atol=1e-6)
+    np.testing.assert_allclose(out[0, at], audio[0, at.start - LATENCY : at.stop - LATENCY], atol=1e-6)
     np.testing.assert_array_equal(out[:, : 31 * HOP], healthy[:, : 31 * HOP])
     # ... and never a step beyond what dry and wet have of their own.
     own = max(np.abs(np.diff(audio)).max(), np.abs(np.diff(healthy)).max())
@@ -304,8 +315,8 @@ def test_the_engine_plays_dry_while_the_graph_raises_and_counts_it(
         engine.close()
     out = np.concatenate(outs, axis=1)
     assert (counted.bad_output_hops, counted.errors) == (20, 0)
-    np.testing.assert_allclose(out[0, 256:2600], audio[0, : 2600 - 256], atol=1e-6)
-    difference = np.abs(out[0, 256:] - audio[0, : out.shape[1] - 256])
+    np.testing.assert_allclose(out[0, LATENCY:2600], audio[0, : 2600 - LATENCY], atol=1e-6)
+    difference = np.abs(out[0, LATENCY:] - audio[0, : out.shape[1] - LATENCY])
     assert difference[40 * HOP :].max() > 0.01 > difference[: 18 * HOP].max()
 
 

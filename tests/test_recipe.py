@@ -94,7 +94,7 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
         ("[loss]\nfft_sizes = [256]\n", "loss.mel_band_counts: needs one value for each of the 1 fft_sizes, got 5"),
         ("[loss]\nfft_sizes_per_step = 6\n", "loss.fft_sizes_per_step: must lie between 0 and 5, got 6"),
         ("[model]\nhidden = 0\n", "model.hidden: must be at least 2, got 0"),
-        ('[model]\nbody = "wide"\n', "model.body: must be one of recurrent, convolutional, got 'wide'"),
+        ('[model]\nbody = "wide"\n', "model.body: must be one of recurrent, lstm, convolutional, unet, got 'wide'"),
         ('[model]\nsignals = ["noise", "noise"]\n', "model.signals: must be some of input, driven, pulses, noise"),
         ('[model]\nanswer = "spectrum"\n[loss]\nsteadiness = 1.0\n', "loss.steadiness: holds gains still"),
         ("[adversary]\nstyle_weight = 0.5\n", "adversary.style_weight: needs adversary.weight above zero"),
@@ -123,8 +123,18 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
         ("[loss]\nmel_band_counts = [0, 1, 1, 1, 1]\n", "loss.mel_band_counts: must be at least 1 each"),
         (
             "[loss]\nspectral_convergence = 0\nlog_magnitude = 0\nlog_mel = 0\nlevel = 0\n",
-            "loss.log_mel, loss.level: all are zero; give one of them a weight",
+            "loss.ms_ssim, loss.level, loss.mse: all are zero; give one of them a weight",
         ),
+        (
+            "[model]\nbody = 'unet'\nband_count = 40\n",
+            "model.band_count: must be a multiple of 16 for model.body = 'unet'",
+        ),
+        ("[model]\nscale = 'bark'\n", "model.scale: must be one of mel, linear, got 'bark'"),
+        (
+            "[loss]\nms_ssim = 1\n[data]\nsegment_seconds = 0.2\n",
+            "loss.ms_ssim: needs data.segment_seconds of at least 0.256, got 0.2",
+        ),
+        ("[adversary]\nloss = 'wasserstein'\n", "adversary.loss: must be one of hinge, least_squares, bce"),
         ("[trainer]\nseed = 4294967296\n", "trainer.seed: must be at most 4294967295, got 4294967296"),
         ("[trainer]\naverage_decay = 1\n", "trainer.average_decay: must lie between 0 and 1, 1 not included; got 1"),
         ("[augment]\npitch_semitones = 200\n", "augment.pitch_semitones: must be at most 24, got 200"),
@@ -218,3 +228,29 @@ def test_a_field_that_cannot_be_set_is_named(tmp_path: Path, change: str, proble
     path = write(tmp_path, 'name = "mine"\n')
     with pytest.raises(RecipeError, match=problem):
         load_recipe(path, [change])
+
+
+def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
+    write(tmp_path, "[trainer]\nsteps = 70\nseed = 3\n")
+    (tmp_path / "more").mkdir()
+    path = tmp_path / "more" / "longer.toml"
+    path.write_text('base = "../mine.toml"\nname = "longer"\n[trainer]\nsteps = 90\n')
+    recipe, base = load_recipe(path, ["optimiser.warmup_steps=7"]), load_recipe(tmp_path / "mine.toml")
+    assert (recipe.name, recipe.trainer.steps, recipe.trainer.seed) == ("longer", 90, 3)
+    assert recipe.optimiser.warmup_steps == 7 and recipe.style == base.style
+    assert recipe_from_dict(recipe.as_dict(), "again") == recipe
+
+
+@pytest.mark.parametrize(
+    ("base", "complaint"),
+    [
+        ('"gone.toml"', r"mine\.toml: base: .*gone\.toml: cannot be read \(No such file"),
+        ('"mine.toml"', r"mine\.toml: base: 'mine\.toml' builds on this recipe itself"),
+        ("7", r"mine\.toml: the field 'base' must be the name of a recipe file, got 7"),
+    ],
+)
+def test_a_base_that_cannot_be_built_on_is_refused(tmp_path: Path, base: str, complaint: str) -> None:
+    path = write(tmp_path, "")
+    path.write_text(f"base = {base}\n{path.read_text()}")
+    with pytest.raises(RecipeError, match=complaint):
+        load_recipe(path)

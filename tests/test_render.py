@@ -89,7 +89,7 @@ def test_a_midi_file_changes_the_style_where_it_says(bundle: Bundle, tmp_path: P
     }.items():
         render_file(bundle, source, tmp_path / f"{name}.wav", Performer(bundle.manifest), events)
         outs[name], _ = soundfile.read(tmp_path / f"{name}.wav", dtype="float32")
-    before = slice(0, RATE - 2 * HOP - 256)
+    before = slice(0, RATE - 2 * HOP - bundle.manifest.latency_samples)
     np.testing.assert_array_equal(outs["both"][before], outs["violin"][before])
     after = slice(int(1.3 * RATE), None)
     near = np.abs(outs["both"][after] - outs["choir"][after]).mean()

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -172,7 +173,8 @@ def test_a_few_steps_on_one_batch_reduce_its_loss(place: Path) -> None:
     totals = []
     for _ in range(15):
         pair = module.pair(batch)
-        loss = module.restoration_loss(module.restore(pair.input, module.styles(batch.style)), pair.target).total.mean()
+        answer, _ = module.restore(pair.input, module.styles(batch.style))
+        loss = module.restoration_loss(answer, pair.target).total.mean()
         totals.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
@@ -186,7 +188,7 @@ def test_answer_and_target_are_aligned(place: Path) -> None:
     latency = module.generator.latency_samples
     audio = 0.1 * torch.randn(2, 10_240, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        answer = module.restore(audio, module.styles(torch.tensor([0, 1])))
+        answer, _ = module.restore(audio, module.styles(torch.tensor([0, 1])))
     assert answer.shape == (2, 10_240 - latency)
     # Untrained, the model lets its input through: the answer's best fit to the input is at shift zero.
     fits = [
@@ -870,3 +872,39 @@ def test_a_beginning_of_another_size_is_refused_by_name(place: Path) -> None:
         run_training(other, recordings(place, other), options)
     with pytest.raises(CheckpointError, match=r"nowhere\.ckpt: there is no such checkpoint"):
         run_training(other, recordings(place, other), dataclasses.replace(options, begin_with=place / "nowhere.ckpt"))
+
+
+def test_segments_in_a_row_are_one_excerpt_and_the_model_remembers_it(place: Path) -> None:
+    recipe = load_recipe(place / "tiny.toml", ["data.segments_in_a_row=3", "model.body=lstm"])
+    library = recordings(place, recipe)
+    batches = TrainingBatches([ExcerptSampler(style.train, recipe.data) for style in library.styles], recipe, 0, 0)
+    row = [batches.batch(step) for step in range(4)]
+    assert [batch.segment for batch in row] == [0, 1, 2, 0]
+    assert all(torch.equal(batch.raw, row[0].raw) and batch.seed == row[0].seed for batch in row[:3])
+    assert not torch.equal(row[3].raw, row[0].raw)
+    module = RestoreObjective(recipe, {})
+    asked: list[tuple[torch.Tensor, Any]] = []
+    restore = module.restore
+
+    def noted(audio: torch.Tensor, vectors: torch.Tensor, averaged: bool = False, state: Any = None) -> Any:
+        asked.append((audio, state))
+        return restore(audio, vectors, averaged, state)
+
+    module.restore = noted  # pyright: ignore[reportAttributeAccessIssue]
+    module.log = module.log_dict = lambda *_, **__: None  # pyright: ignore[reportAttributeAccessIssue]
+    module._trainer = SimpleNamespace(world_size=1, global_step=0)  # pyright: ignore[reportAttributeAccessIssue]
+    for number, batch in enumerate(row[:3]):
+        module.training_step(batch, number).backward()
+    whole = module.pair(row[0])
+    torch.testing.assert_close(torch.cat([audio for audio, _ in asked], dim=1), whole.input)
+    answer, _ = restore(whole.input, module.styles(row[0].style))
+    last, _ = restore(*asked[2][:1], module.styles(row[0].style), state=asked[2][1])
+    torch.testing.assert_close(last, answer[:, -last.shape[1] :], atol=1e-5, rtol=0)
+    assert asked[0][1] is None and not asked[2][1].body.cell.requires_grad
+
+
+def test_a_run_over_segments_in_a_row_goes_on_where_it_was(place: Path) -> None:
+    recipe = load_recipe(place / "tiny.toml", ["data.segments_in_a_row=4", "model.body=lstm"])
+    half = run(place, dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, steps=2)))
+    assert half.steps == 2
+    assert run(place, recipe).steps == 6

@@ -392,6 +392,53 @@ class Gru(nn.Module):
 
 
 @dataclass(frozen=True)
+class LstmState:
+    hidden: Tensor  # [batch, hidden]
+    cell: Tensor  # [batch, hidden]
+
+
+class Lstm(nn.Module):
+    """A long short-term memory over frames (Hochreiter and Schmidhuber 1997, with forget gates). Time comes first."""
+
+    latency_samples = 0
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.cell = nn.LSTM(inputs, hidden)
+
+    def init_state(self, batch: int) -> LstmState:
+        return LstmState(torch.zeros(batch, self.hidden), torch.zeros(batch, self.hidden))
+
+    def forward(self, x: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
+        """x [n, batch, inputs] -> [n, batch, hidden]."""
+        if torch.onnx.is_in_onnx_export():
+            return self._as_onnx_operator(x, state)
+        y, (hidden, cell) = self.cell(x, (state.hidden[None], state.cell[None]))
+        return y, LstmState(hidden[0], cell[0])
+
+    def _as_onnx_operator(self, x: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
+        """The ONNX LSTM operator itself, as for ``Gru``."""
+        h = self.hidden
+
+        def iofc(t: Tensor) -> Tensor:  # torch orders the gates i, f, g, o; ONNX i, o, f, c
+            return torch.cat([t[:h], t[3 * h :], t[h : 3 * h]])[None]
+
+        input_weight, hidden_weight, input_bias, hidden_bias = self.cell.all_weights[0]
+        bias = torch.cat([iofc(input_bias), iofc(hidden_bias)], dim=1)
+        frames, batch = x.shape[0], x.shape[1]
+        y, last, cell = torch.onnx.ops.symbolic_multi_out(
+            "LSTM",
+            [x, iofc(input_weight), iofc(hidden_weight), bias, None, state.hidden[None], state.cell[None]],
+            attrs={"hidden_size": h},
+            dtypes=[torch.float32, torch.float32, torch.float32],
+            shapes=[[frames, 1, batch, h], [1, batch, h], [1, batch, h]],
+            version=14,
+        )
+        return y[:, 0], LstmState(last[0], cell[0])
+
+
+@dataclass(frozen=True)
 class ConvolutionsState:
     past: Tensor  # [batch, channels, frames]: what each convolution still needs, one after the other
 

@@ -21,6 +21,9 @@ LOWEST_PITCH_HZ, HIGHEST_PITCH_HZ = 65.0, 2000.0
 UNCLEAR = 0.3  # a period whose difference is above this is none
 ONSET_SECONDS, ONSET_BANDS = 0.02, 40
 LEAST_ONSET = 0.1  # dB squared: steady sound and noise have less
+SSIM_FFT_SIZE, SSIM_BANDS = 1024, 64
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+SSIM_WEIGHTS = (0.0710, 0.4530, 0.4760)  # 0.0448, 0.2856 and 0.3001, brought to a sum of one
 CONVERGENCE_FLOOR = 1e-4  # root mean square over all bins; a full-scale sine has about 0.03
 
 
@@ -53,6 +56,15 @@ def log_l1(predicted: Tensor, target: Tensor) -> Tensor:
     over several scales as Kumar et al., "High-fidelity audio compression with improved RVQGAN", 2023, section 3.4.
     """
     return (predicted.log() - target.log()).abs().mean(dim=(1, 2))
+
+
+def relative_mse(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean square of the difference over that of the target: audio [batch, samples] -> [batch].
+
+    The target counts as no quieter than -60 dBFS, so that silence does not outweigh everything else.
+    """
+    power = target.square().mean(dim=1).clamp_min(1e-6)
+    return (predicted - target).square().mean(dim=1) / power
 
 
 def mel_magnitude(magnitude: Tensor, matrix: Tensor) -> Tensor:
@@ -164,6 +176,62 @@ def onset_loss(predicted: Tensor, heard: Tensor, sample_rate: int) -> Tensor:
     return (1.0 - correlation) * (powers[1] > LEAST_ONSET)
 
 
+def log_l2(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean square of the difference of natural logs: magnitudes above zero [batch, bins, frames] -> [batch]."""
+    return (predicted.log() - target.log()).square().mean(dim=(1, 2))
+
+
+def gram(features: Tensor) -> Tensor:
+    """Features [batch, channels, places] -> how alike channels are [batch, channels, channels], per place and channel.
+
+    Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016, eq. 3.
+    """
+    return torch.matmul(features, features.transpose(1, 2)) / (features.shape[1] * features.shape[2])
+
+
+def gram_distance(predicted: Tensor, target: Tensor) -> Tensor:
+    """Squared difference of Gram matrices over that of the target's: magnitudes [batch, bands, frames] -> [batch].
+
+    Bands are the channels and frames the places, so what sounds together counts and when it sounds does not. In place
+    of a network's features it takes what lies above 80 dB below a full-scale sine, in units of 80 dB: Gatys et al.,
+    2016, eq. 4, on spectrograms as Grinstein et al., "Audio style transfer", 2018.
+    """
+    ours, theirs = (gram(picture(side)) for side in (predicted, target))
+    size = theirs.square().sum(dim=(1, 2)).clamp_min(1e-6)
+    return (ours - theirs).square().sum(dim=(1, 2)) / size
+
+
+def picture(magnitude: Tensor) -> Tensor:
+    """Magnitudes above zero as the picture of a spectrogram: 0 is 80 dB below a full-scale sine or less, 1 is one."""
+    return (20.0 * (2.0 * magnitude).log10() / 80.0 + 1.0).clamp_min(0.0)
+
+
+def ms_ssim(predicted: Tensor, target: Tensor) -> Tensor:
+    """Multi-scale structural similarity of two pictures with values from 0 to 1: [batch, height, width] -> [batch].
+
+    Wang, Simoncelli and Bovik, "Multi-scale structural similarity for image quality assessment", 2003, eq. 7, at three
+    scales with weights in the ratio of its first three, under a Gaussian window of eleven
+    places.
+    """
+    weights = torch.tensor(SSIM_WEIGHTS, device=predicted.device)
+    place = torch.arange(SSIM_WINDOW, device=predicted.device) - SSIM_WINDOW // 2
+    bell = torch.exp(-0.5 * (place / SSIM_SIGMA) ** 2)
+    window = (bell[:, None] * bell / bell.sum() ** 2)[None, None]
+    a, b = predicted[:, None], target[:, None]
+    scales = []
+    for scale in range(len(SSIM_WEIGHTS)):
+        means = [torch.nn.functional.conv2d(x, window) for x in (a, b, a * a, b * b, a * b)]
+        mean_a, mean_b = means[:2]
+        variance_a, variance_b = means[2] - mean_a.square(), means[3] - mean_b.square()
+        covariance = means[4] - mean_a * mean_b
+        alike = (2.0 * covariance + 9e-4) / (variance_a + variance_b + 9e-4)
+        if scale == len(SSIM_WEIGHTS) - 1:  # luminance counts at the coarsest scale alone
+            alike = alike * (2.0 * mean_a * mean_b + 1e-4) / (mean_a.square() + mean_b.square() + 1e-4)
+        scales.append(alike.mean(dim=(1, 2, 3)).clamp_min(1e-4))
+        a, b = (torch.nn.functional.avg_pool2d(x, 2) for x in (a, b))
+    return (torch.stack(scales, dim=1) ** weights).prod(dim=1)
+
+
 @lru_cache
 def mel_matrix(sample_rate: int, fft_size: int, bands: int) -> Tensor:
     """[bands, bins]: rows of triangles on the mel scale that each add up to one; empty bands are left out."""
@@ -194,21 +262,34 @@ class SpectralLoss(nn.Module):
             self.register_buffer(f"window{size}", torch.hann_window(size), persistent=False)
             self.register_buffer(f"mel{size}", mel_matrix(sample_rate, size, bands), persistent=False)
 
+        self.register_buffer("picture_window", torch.hann_window(SSIM_FFT_SIZE), persistent=False)
+        self.register_buffer("picture_mel", mel_matrix(sample_rate, SSIM_FFT_SIZE, SSIM_BANDS), persistent=False)
+
+    def _picture(self, audio: Tensor) -> Tensor:
+        """audio [batch, samples] -> its mel spectrogram as a picture [batch, bands, frames]."""
+        magnitude = stft_magnitude(audio, SSIM_FFT_SIZE, self.get_buffer("picture_window"))
+        return picture(mel_magnitude(magnitude, self.get_buffer("picture_mel")))
+
     def forward(self, predicted: Tensor, target: Tensor, fft_sizes: tuple[int, ...] | None = None) -> LossTerms:
         """audio [batch, samples], both -> one value per item and term; at some of the FFT sizes, or at all."""
         config = self.config
-        values: dict[str, list[Tensor]] = {"spectral_convergence": [], "log_magnitude": [], "log_mel": []}
+        on_magnitudes = {"spectral_convergence": spectral_convergence, "log_magnitude": log_l1}
+        on_bands = {"log_mel": log_l1, "l2": log_l2, "gram": gram_distance}
+        values: dict[str, list[Tensor]] = {name: [] for name in (*on_magnitudes, *on_bands)}
         for size in config.fft_sizes if fft_sizes is None else fft_sizes:
             window, mel = self.get_buffer(f"window{size}"), self.get_buffer(f"mel{size}")
-            ours, theirs = stft_magnitude(predicted, size, window), stft_magnitude(target, size, window)
-            if config.spectral_convergence:
-                values["spectral_convergence"].append(spectral_convergence(ours, theirs))
-            if config.log_magnitude:
-                values["log_magnitude"].append(log_l1(ours, theirs))
-            if config.log_mel:
-                values["log_mel"].append(log_l1(mel_magnitude(ours, mel), mel_magnitude(theirs, mel)))
+            pair = [stft_magnitude(side, size, window) for side in (predicted, target)]
+            bands = [mel_magnitude(side, mel) for side in pair]
+            for losses, sides in ((on_magnitudes, pair), (on_bands, bands)):
+                for name, loss in losses.items():
+                    if getattr(config, name):
+                        values[name].append(loss(*sides))
         terms = {name: torch.stack(items).mean(dim=0) for name, items in values.items() if items}
         if config.level:
             terms["level"] = level_l1(predicted, target, self.sample_rate)
+        if config.ms_ssim:
+            terms["ms_ssim"] = 1.0 - ms_ssim(self._picture(predicted), self._picture(target))
+        if config.mse:
+            terms["mse"] = relative_mse(predicted, target)
         total = torch.stack([getattr(config, name) * value for name, value in terms.items()]).sum(dim=0)
         return LossTerms(total, terms)

@@ -80,6 +80,7 @@ class DataConfig:
     """How excerpts are cut from recordings."""
 
     segment_seconds: float = 1.25
+    segments_in_a_row: int = 1  # of one excerpt, a step each: what the model remembers is carried from one to the next
     split_seed: int = 0
     minimum_seconds: float = 0.2  # shorter recordings are skipped
     audible_dbfs: float = -50.0  # an excerpt below this root-mean-square level counts as silent
@@ -93,6 +94,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _at_least(self, "data.", 0.1, "segment_seconds")
         _at_least(self, "data.", 0.02, "minimum_seconds")
+        _at_least(self, "data.", 1, "segments_in_a_row")
         _at_least(self, "data.", 0, "workers", "note_seconds")
         _at_least(self, "data.", 0.001, "fade_seconds")
         _ranges(self, "data.", "piece_seconds", "gap_seconds")
@@ -185,7 +187,11 @@ class LossConfig:
     spectral_convergence: float = 0.5
     log_magnitude: float = 0.5
     log_mel: float = 1.0
+    l2: float = 0.0  # of the logs of mel bands
+    gram: float = 0.0  # of which mel bands sound together
+    ms_ssim: float = 0.0  # of the mel spectrogram as a picture
     level: float = 0.2
+    mse: float = 0.0  # of the samples themselves
     pitch: float = 0.0  # of the input's pitch, kept in every row
     onsets: float = 0.0  # of what begins in the input beginning in the output, in every row
     steadiness: float = 0.0  # of the generator's gains while a tone stands still: what moves there, buzzes
@@ -204,10 +210,13 @@ class LossConfig:
             raise ValueError(
                 f"loss.fft_sizes_per_step: must lie between 0 and {len(self.fft_sizes)}, got {self.fft_sizes_per_step}"
             )
-        weights = ("spectral_convergence", "log_magnitude", "log_mel", "level")
+        weights = ("spectral_convergence", "log_magnitude", "log_mel", "l2", "gram", "ms_ssim", "level", "mse")
         _at_least(self, "loss.", 0, *weights, "pitch", "onsets", "steadiness")
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"loss.{', loss.'.join(weights)}: all are zero; give one of them a weight")
+
+
+ADVERSARIAL_LOSSES = ("hinge", "least_squares", "bce")  # definitions: training/models/critic.py
 
 
 @dataclass(frozen=True)
@@ -215,6 +224,7 @@ class AdversaryConfig:
     """Judges that know the styles; see training/models/critic.py and classifier.py. Weight zero: none."""
 
     weight: float = 0.0  # of deceiving the critic
+    loss: str = "hinge"  # of critic and generator about it: hinge, least_squares or bce
     feature_weight: float = 0.0  # of sounding to the critic's layers as the target does
     style_weight: float = 0.0  # of being taken for the style meant by a classifier; zero: no classifier
     cross_share: float = 0.4  # of rows that are to become another style; only judges and their level judge them
@@ -223,6 +233,8 @@ class AdversaryConfig:
 
     def __post_init__(self) -> None:
         at = "adversary."
+        if self.loss not in ADVERSARIAL_LOSSES:
+            raise ValueError(f"adversary.loss: must be one of {', '.join(ADVERSARIAL_LOSSES)}, got '{self.loss}'")
         _at_least(self, at, 0, "weight", "feature_weight", "style_weight", "start_step")
         _chances(self, at, "cross_share")
         if self.learning_rate <= 0:
@@ -336,13 +348,23 @@ class Recipe:
                 "phrases.tuning_semitones: must be at most augment.pitch_semitones "
                 f"({self.augment.pitch_semitones:g}), got {self.phrases.tuning_semitones:g}"
             )
-        if self.phrases.minutes_per_style and self.phrases.phrase_seconds < 4 * self.data.segment_seconds:
-            raise ValueError("phrases.phrase_seconds: must be at least four times data.segment_seconds")
+        excerpt_seconds = self.data.segments_in_a_row * self.data.segment_seconds
+        if self.phrases.minutes_per_style and self.phrases.phrase_seconds < 4 * excerpt_seconds:
+            raise ValueError(
+                f"phrases.phrase_seconds: must be at least four times the {excerpt_seconds:g} s of "
+                "data.segments_in_a_row times data.segment_seconds"
+            )
         answer = self.segment_samples - self.spectral.stream_delay_samples
         if answer < LEVEL_SECONDS * self.spectral.sample_rate:
             raise ValueError(
                 f"data.segment_seconds: {self.data.segment_seconds:g} s leave {max(0, answer)} samples after the "
                 f"model's delay; the level loss needs {LEVEL_SECONDS:g} s: make segments longer"
+            )
+        shortest_s = 48 * 256 / self.spectral.sample_rate  # three scales of a picture under a window of eleven places
+        if self.loss.ms_ssim and self.data.segment_seconds < shortest_s:
+            raise ValueError(
+                f"loss.ms_ssim: needs data.segment_seconds of at least {shortest_s:g}, "
+                f"got {self.data.segment_seconds:g}"
             )
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective: unknown '{self.objective}'{_near(self.objective, list(OBJECTIVES))}")
@@ -352,6 +374,11 @@ class Recipe:
         """Length of a training segment in whole hops."""
         hop = self.spectral.hop_samples
         return max(1, round(self.data.segment_seconds * self.spectral.sample_rate / hop)) * hop
+
+    @property
+    def excerpt_samples(self) -> int:
+        """Length of the segments in a row."""
+        return self.data.segments_in_a_row * self.segment_samples
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, strings and numbers; ``recipe_from_dict`` reads it back."""
@@ -459,16 +486,43 @@ def _change(values: dict[str, Any], change: str) -> None:
     values[field_name] = value
 
 
-def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read and check a TOML recipe, with ``changes`` such as 'trainer.steps=400'. Raises RecipeError."""
+def _read_values(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe file on top of those of the file that its ``base`` names. Raises RecipeError."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        named = f"{above[-1]}: base: " if above else ""
+        raise RecipeError(f"{named}{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except ValueError as error:  # TOMLDecodeError, or a number with thousands of digits
         raise RecipeError(f"{path}: is not TOML: {error}") from error
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: the field 'base' must be the name of a recipe file, got {base!r}")
+    under = path.parent / base
+    if under.resolve() in {file.resolve() for file in (*above, path)}:
+        raise RecipeError(f"{path}: base: '{base}' builds on this recipe itself; name another one")
+    return _merged(_read_values(under, (*above, path)), values)
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables are merged, field by field; anything else in ``over`` takes the place of what is in ``under``."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read and check a TOML recipe, with ``changes`` such as 'trainer.steps=400'. Raises RecipeError.
+
+    ``base = "other.toml"`` at its top, a path from its own folder, takes all that it leaves out from there.
+    """
+    values = _read_values(path)
     for change in changes:
         _change(values, change)
     return recipe_from_dict(values, " ".join([str(path), *(f"--set {change}" for change in changes)]))

@@ -71,6 +71,8 @@ class RunResult:
 class TrainingBatches(IterableDataset[Batch]):
     """Endless batches from ``first_step`` on, the same whatever the number of workers; styles take turns.
 
+    An excerpt of several segments comes back for so many steps, each time with the next segment to learn from.
+
     With phrases, each row is a true pair, a phrase or recordings, by chance; styles without phrases have recordings.
     """
 
@@ -85,12 +87,20 @@ class TrainingBatches(IterableDataset[Batch]):
         super().__init__()
         self.samplers, self.recipe, self.first_step, self.rank = samplers, recipe, first_step, rank
         self.phrases = phrases
+        self._drawn: tuple[int, Batch] | None = None
 
     def batch(self, step: int) -> Batch:
         """Batch number ``step`` of this process."""
+        number, segment = divmod(step, self.recipe.data.segments_in_a_row)
+        if self._drawn is None or self._drawn[0] != number:
+            self._drawn = number, self._draw(number)
+        return self._drawn[1]._replace(segment=segment)
+
+    def _draw(self, number: int) -> Batch:
+        """Excerpts, those with this number, whole."""
         recipe = self.recipe
-        random = np.random.default_rng([recipe.trainer.seed, 1, step, self.rank])
-        samples = raw_samples(recipe.segment_samples, recipe.augment)
+        random = np.random.default_rng([recipe.trainer.seed, 1, number, self.rank])
+        samples = raw_samples(recipe.excerpt_samples, recipe.augment)
         count, styles = recipe.trainer.batch_size, len(self.samplers)
         turns = [random.permutation(styles) for _ in range(-(-count // styles))]
         chosen = np.concatenate(turns)[:count]
@@ -130,7 +140,7 @@ class TrainingBatches(IterableDataset[Batch]):
 
 def validation_batches(library: Library, recipe: Recipe) -> list[Batch]:
     """The same excerpts at every validation and on every process; styles without such recordings are left out."""
-    samples = raw_samples(recipe.segment_samples, recipe.augment)
+    samples = raw_samples(recipe.excerpt_samples, recipe.augment)
     rows: list[tuple[NDArray[np.float32], int]] = []
     for number, style in enumerate(library.styles):
         if not style.validation:

@@ -8,6 +8,7 @@ only tell real from made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -71,25 +72,48 @@ def _of_style(scores: Tensor, style: Tensor) -> Tensor:
     return scores[torch.arange(len(style), device=style.device), style]
 
 
-def critic_loss(real: Verdict, real_style: Tensor, made: Verdict, made_style: Tensor) -> Tensor:
-    """Hinge loss (Lim and Ye, "Geometric GAN", 2017, eq. 11) of real and made sounds, one value per row [batch].
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """What scores cost: ``true`` of what should be taken for real, ``false`` of what should not, both for the critic,
+    and ``deceiving`` of what a generator made. Each takes and gives scores of any shape."""
 
-    A real recording should score above 1 for its style and below -1 for all others; a made one below -1 for the style
-    that it was meant to have.
+    true: Callable[[Tensor], Tensor]
+    false: Callable[[Tensor], Tensor]
+    deceiving: Callable[[Tensor], Tensor]
+
+
+COSTS = {
+    # Lim and Ye, "Geometric GAN", 2017, eq. 11.
+    "hinge": AdversarialLoss(lambda s: torch.relu(1.0 - s), lambda s: torch.relu(1.0 + s), lambda s: -s),
+    # Mao et al., "Least squares generative adversarial networks", 2017, eq. 9: 0 is false, 1 is true.
+    "least_squares": AdversarialLoss(lambda s: (s - 1.0).square(), torch.square, lambda s: (s - 1.0).square()),
+    # Binary cross entropy of scores as logits, the generator's without saturation: Goodfellow et al., "Generative
+    # adversarial nets", 2014, section 3.
+    "bce": AdversarialLoss(
+        lambda s: nn.functional.softplus(-s), nn.functional.softplus, lambda s: nn.functional.softplus(-s)
+    ),
+}
+
+
+def critic_loss(real: Verdict, real_style: Tensor, made: Verdict, made_style: Tensor, kind: str = "hinge") -> Tensor:
+    """What the critic lowers over real and made sounds: one value per row [batch]; ``kind`` in COSTS.
+
+    A real recording should be true for its style and false for all others, a made one false for the style meant.
     """
-    losses = []
+    cost, losses = COSTS[kind], []
     for heard, faked in zip(real.scores, made.scores, strict=True):
-        own = torch.relu(1.0 - _of_style(heard, real_style))
-        others = torch.relu(1.0 + heard)
+        own = cost.true(_of_style(heard, real_style))
+        others = cost.false(heard)
         others = (others.sum(dim=1) - _of_style(others, real_style)) / max(1, heard.shape[1] - 1)
-        fake = torch.relu(1.0 + _of_style(faked, made_style))
+        fake = cost.false(_of_style(faked, made_style))
         losses.append((own + others + fake).mean(dim=1))
     return torch.stack(losses).mean(dim=0)
 
 
-def deception_loss(made: Verdict, style: Tensor) -> Tensor:
-    """What a generator lowers to be taken for real: minus the score of the style meant, one value per row [batch]."""
-    return torch.stack([-_of_style(scores, style).mean(dim=1) for scores in made.scores]).mean(dim=0)
+def deception_loss(made: Verdict, style: Tensor, kind: str = "hinge") -> Tensor:
+    """What a generator lowers to be taken for a real sound of the style meant: one value per row [batch]."""
+    cost = COSTS[kind].deceiving
+    return torch.stack([cost(_of_style(scores, style)).mean(dim=1) for scores in made.scores]).mean(dim=0)
 
 
 def feature_loss(made: Verdict, real: Verdict) -> Tensor:

@@ -27,15 +27,20 @@ from training.layers import (
     Gru,
     GruState,
     HopLowpass,
+    Lstm,
+    LstmState,
     Noise,
     NoiseState,
     RealDft,
     whole_hops,
 )
+from training.models.unet import BANDS_STEP as UNET_STEP
+from training.models.unet import UNet, UNetState
 
 SIGNALS = ("input", "driven", "pulses", "noise")
 FIRST_GAINS = {"input": 0.0, "driven": -4.0, "pulses": -4.0, "noise": -5.0}  # natural log, before any training
-BODIES = ("recurrent", "convolutional")
+BODIES = ("recurrent", "lstm", "convolutional", "unet")
+SCALES = ("mel", "linear")
 ANSWERS = ("gains", "spectrum")
 FLOOR_LEVEL = 1e-5  # root mean square; what is this quiet comes out as nothing
 
@@ -46,7 +51,8 @@ class GeneratorConfig:
 
     answer: str = "gains"  # for the signals, or "spectrum": the complex spectrum of the output
     signals: tuple[str, ...] = SIGNALS  # that get gains
-    body: str = "recurrent"  # or "convolutional"
+    body: str = "recurrent"  # a GRU; or "lstm", "convolutional", "unet"
+    scale: str = "mel"  # how bands are spaced, or "linear"
     style_dim: int = 16
     band_count: int = 64
     hidden: int = 192
@@ -57,7 +63,7 @@ class GeneratorConfig:
     envelope_hops: int = 4
 
     def __post_init__(self) -> None:
-        for field, known in (("answer", ANSWERS), ("body", BODIES)):
+        for field, known in (("answer", ANSWERS), ("body", BODIES), ("scale", SCALES)):
             if getattr(self, field) not in known:
                 raise ValueError(f"model.{field}: must be one of {', '.join(known)}, got '{getattr(self, field)}'")
         if not self.signals or len(set(self.signals)) != len(self.signals) or not set(self.signals) <= set(SIGNALS):
@@ -65,6 +71,12 @@ class GeneratorConfig:
         for field in ("style_dim", "band_count", "hidden", "lowpass_taps", "envelope_hops"):
             if getattr(self, field) < 2:
                 raise ValueError(f"model.{field}: must be at least 2, got {getattr(self, field)}")
+        if self.body == "unet" and self.band_count % UNET_STEP:
+            raise ValueError(
+                f"model.band_count: must be a multiple of {UNET_STEP} for model.body = 'unet', got {self.band_count}"
+            )
+        if self.body == "unet" and self.answer == "spectrum":
+            raise ValueError("model.body: 'unet' answers with gains; take another body, or leave model.answer out")
         if not 0.0 < self.lowpass_pole < 1.0:
             raise ValueError(f"model.lowpass_pole: must lie between 0 and 1, got {self.lowpass_pole:g}")
         if not self.drive > 0.0:
@@ -76,21 +88,27 @@ class Nothing:
     """The state of a part that this generator does without."""
 
 
+BodyState = GruState | LstmState | ConvolutionsState | UNetState
+
+
 @dataclass(frozen=True)
 class GeneratorState:
     framer: FramerState
     envelope: EnvelopeState | Nothing
     noise: NoiseState | Nothing
     made: FramerState | Nothing
-    body: GruState | ConvolutionsState
+    body: BodyState
     bank: FilterBankState
 
 
-def band_matrix(band_count: int, frequencies_hz: np.ndarray) -> np.ndarray:
-    """Triangles [band_count, bins] that add up to one at every frequency, spaced evenly on the mel scale.
+def band_matrix(band_count: int, frequencies_hz: np.ndarray, scale: str = "mel") -> np.ndarray:
+    """Triangles [band_count, bins] that add up to one at every frequency, spaced evenly on the scale.
 
     The lowest and highest band reach to the ends. Mel scale: O'Shaughnessy, Speech Communication, 1987, p. 150.
     """
+    if scale == "linear":
+        centres = np.linspace(0.0, frequencies_hz.max(), band_count)
+        return np.stack([np.interp(frequencies_hz, centres, row) for row in np.eye(band_count)])
     mel = 2595.0 * np.log10(1.0 + frequencies_hz / 700.0)
     centres = np.linspace(mel.min() + 20.0, mel.max(), band_count)
     eye = np.eye(band_count)
@@ -112,7 +130,8 @@ class SteeredBody(nn.Module):
         hidden, bands = config.hidden, config.band_count
         self.framer = Framer(spec.analysis_window_samples, spec.hop_samples, 1)
         self.dft = RealDft(spec)
-        matrix = band_matrix(bands, np.fft.rfftfreq(spec.analysis_window_samples, 1.0 / spec.sample_rate))
+        bins_hz = np.fft.rfftfreq(spec.analysis_window_samples, 1.0 / spec.sample_rate)
+        matrix = band_matrix(bands, bins_hz, config.scale)
         # Bands 60 dB under the frame are lost in float32 rounding, which differs from machine to machine: every band
         # hears that much of the whole.
         measure = (matrix / matrix.sum(axis=1, keepdims=True)).T + 1e-6 / matrix.shape[1]
@@ -125,8 +144,12 @@ class SteeredBody(nn.Module):
             "normalise": normalise,
         }.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
+        if config.body == "unet":
+            self.body = UNet(bands, 2, outputs // bands, config.style_dim)
+            return
         self.enter = nn.Linear(bands + 1 + inputs, hidden)
-        self.body = Gru(hidden, hidden) if config.body == "recurrent" else CausalConvolutions(hidden)
+        bodies = {"recurrent": lambda: Gru(hidden, hidden), "lstm": lambda: Lstm(hidden, hidden)}
+        self.body = bodies.get(config.body, lambda: CausalConvolutions(hidden))()
         self.steer = nn.Linear(config.style_dim, 2 * 2 * hidden)
         self.leave = nn.Linear(hidden, outputs)
         with torch.no_grad():
@@ -134,13 +157,19 @@ class SteeredBody(nn.Module):
             self.leave.weight.mul_(0.1)
 
     def steered(
-        self, heard: Tensor, style: Tensor, state: GruState | ConvolutionsState, more: Tensor | None = None
-    ) -> tuple[Tensor, GruState | ConvolutionsState]:
+        self, heard: Tensor, style: Tensor, state: BodyState, more: Tensor | None = None
+    ) -> tuple[Tensor, BodyState]:
         """Spectra of the windowed input [batch, n, re|im, bins], ``more`` [batch, n, inputs] -> [batch, n, outputs]."""
         power = heard.square().sum(dim=2)  # [batch, n, bins]
         # A floor, not a sum: onnxruntime takes the addition of so small a number for none at all and drops it.
         measure = self.exported_measure if torch.onnx.is_in_onnx_export() else self.measure
         levels = torch.log(torch.matmul(power, measure).clamp_min(1e-9))
+        if isinstance(self.body, UNet):
+            assert isinstance(state, UNetState) and more is None
+            picture = torch.matmul(levels, self.normalise.T)  # [batch, n, bands + 1]
+            mean = picture[..., -1:] + 0.6
+            made, state = self.body(torch.stack([picture[..., :-1], mean.expand_as(levels)], dim=1), style, state)
+            return made.transpose(1, 2).flatten(2), state
         scale1, shift1, scale2, shift2 = self.steer(style).chunk(4, dim=-1)
         bands = self.config.band_count
         x = nn.functional.linear(
@@ -169,12 +198,16 @@ class Generator(SteeredBody):
         self.noise = Noise(hop)
         made = len(config.signals) - ("input" in config.signals)
         self.made = Framer(window, hop, made) if made else None
-        matrix = band_matrix(config.band_count, np.fft.rfftfreq(window, 1.0 / spec.sample_rate))
+        matrix = band_matrix(config.band_count, np.fft.rfftfreq(window, 1.0 / spec.sample_rate), config.scale)
         self.bank = FilterBank(spec, self.dft, len(config.signals), matrix)
         self.latency_samples = spec.stream_delay_samples
         with torch.no_grad():
             first = torch.tensor([FIRST_GAINS[name] for name in config.signals])
-            self.leave.bias.copy_(first.repeat_interleave(config.band_count))
+            if isinstance(self.body, UNet):
+                assert self.body.leave.bias is not None
+                self.body.leave.bias.copy_(first)
+            else:
+                self.leave.bias.copy_(first.repeat_interleave(config.band_count))
 
     def init_state(self, batch: int) -> GeneratorState:
         return GeneratorState(
@@ -224,10 +257,9 @@ class Generator(SteeredBody):
         out, bank = self.bank(spectra, gains, state.bank)
         return out, GeneratorState(framer, envelope, noise, made_state, body, bank)
 
-    def decide(
-        self, heard: Tensor, style: Tensor, state: GruState | ConvolutionsState
-    ) -> tuple[Tensor, GruState | ConvolutionsState]:
-        """Spectra of the windowed input [batch, n, re|im, bins] -> gains at hop ends, in nepers [batch, n, signals, bands]."""
+    def decide(self, heard: Tensor, style: Tensor, state: BodyState) -> tuple[Tensor, BodyState]:
+        """Spectra of the windowed input [batch, n, re|im, bins] -> gains in nepers at hop ends [batch, n, signals,
+        bands]."""
         decided, state = self.steered(heard, style, state)
         return decided.clamp(-9.0, 3.5).unflatten(2, (-1, self.config.band_count)), state
 
@@ -235,7 +267,7 @@ class Generator(SteeredBody):
 @dataclass(frozen=True)
 class SpectrumState:
     framer: FramerState
-    body: GruState | ConvolutionsState
+    body: BodyState
     tail: FramerState  # what the last frame still has to give
 
 

@@ -38,9 +38,9 @@ def hear_judges(
     real_heard, made_heard = (audio.square().mean(dim=1).sqrt() > AUDIBLE_RMS for audio in (real, made.detach()))
     both = real_heard & made_heard
     verdict = critic(real)
-    learning = critic_loss(verdict, heard.real_style, critic(made.detach()), heard.style)
+    learning = critic_loss(verdict, heard.real_style, critic(made.detach()), heard.style, config.loss)
     judged: Verdict = _frozen(critic, made)
-    deceiving = deception_loss(judged, heard.style)
+    deceiving = deception_loss(judged, heard.style, config.loss)
     total = (learning * both).mean() + config.weight * (deceiving * made_heard).mean()
     values = {"critic": learning[both].mean(), "deception": deceiving[made_heard].mean()} if both.any() else {}
     if config.feature_weight:

@@ -55,6 +55,7 @@ class Batch(NamedTuple):
     seed: int  # of everything random that happens to this batch
     paired: Tensor | None = None  # [batch], rows whose input is another rendering of the same phrase
     input_raw: Tensor | None = None  # [paired rows, raw samples], in the order of those rows
+    segment: int = 0  # of the excerpt, which this step learns from
 
 
 def on_device(state: Any, device: torch.device) -> Any:
@@ -64,6 +65,22 @@ def on_device(state: Any, device: torch.device) -> Any:
     return type(state)(
         **{item.name: on_device(getattr(state, item.name), device) for item in dataclasses.fields(state)}
     )
+
+
+def detached(state: Any) -> Any:
+    """A copy of a state dataclass (nested or not) that gradients do not pass."""
+    if isinstance(state, Tensor):
+        return state.detach()
+    return type(state)(**{item.name: detached(getattr(state, item.name)) for item in dataclasses.fields(state)})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Excerpt:
+    """What the segments of one excerpt share, and what the model remembers after the last of them."""
+
+    seed: int
+    pair: Pair  # of the whole excerpt
+    state: Any  # None before the first segment
 
 
 def learning_rate_factor(step: int, steps: int, config: OptimiserConfig) -> float:
@@ -115,6 +132,7 @@ class RestoreObjective(LightningModule):
         self._started = time.monotonic()
         self._heard: list[tuple[Tensor, LossTerms, Tensor]] = []
         self._media: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._excerpt: _Excerpt | None = None
 
     def begin_with(self, beginning: Beginning) -> None:
         """Take over what another run learned; call before training. Raises CheckpointError where weights do not fit.
@@ -148,12 +166,12 @@ class RestoreObjective(LightningModule):
     # -- one pass -----------------------------------------------------------------------------------------------
 
     def pair(self, batch: Batch, validation: bool = False) -> Pair:
-        """Input and target [batch, segment samples]; in validation nothing is left unchanged or silent."""
+        """Input and target [batch, excerpt samples]; in validation nothing is left unchanged or silent."""
         config = self.recipe.augment
         if validation:
             config = dataclasses.replace(config, identity_chance=0.0, silence_chance=0.0)
         random = torch.Generator(device=batch.raw.device).manual_seed(batch.seed)
-        samples, rate = self.recipe.segment_samples, self.recipe.spectral.sample_rate
+        samples, rate = self.recipe.excerpt_samples, self.recipe.spectral.sample_rate
         if batch.paired is None or batch.input_raw is None:
             return make_pair(batch.raw, samples, rate, config, random)
         result = Pair(*(torch.empty(len(batch.raw), samples, device=batch.raw.device) for _ in range(2)))
@@ -165,12 +183,29 @@ class RestoreObjective(LightningModule):
             result.input[~batch.paired], result.target[~batch.paired] = pseudo.input, pseudo.target
         return result
 
-    def restore(self, audio: Tensor, vectors: Tensor, averaged: bool = False) -> Tensor:
-        """audio [batch, samples], style vectors [batch, style_dim] -> audio [batch, samples - latency], aligned."""
+    def restore(self, audio: Tensor, vectors: Tensor, averaged: bool = False, state: Any = None) -> tuple[Tensor, Any]:
+        """audio [batch, samples], style vectors [batch, style_dim] -> audio [batch, samples - latency], aligned.
+
+        Goes on from ``state``, the start if None, and gives the state after it.
+        """
         generator = self.average_generator if averaged else self.generator
-        state = on_device(generator.init_state(audio.shape[0]), audio.device)
-        answer, _ = generator(audio, vectors, state)
-        return answer[:, generator.latency_samples :]
+        if state is None:
+            state = on_device(generator.init_state(audio.shape[0]), audio.device)
+        answer, state = generator(audio, vectors, state)
+        return answer[:, generator.latency_samples :], state
+
+    def _segment(self, batch: Batch) -> tuple[Pair, Any]:
+        """Input and target of the batch's segment, and what the model remembers of those before it.
+
+        Truncated back-propagation through time (Williams and Peng, "An efficient gradient-based algorithm for on-line
+        training of recurrent network trajectories", 1990): the state goes on from segment to segment, gradients do not.
+        """
+        if not batch.segment or self._excerpt is None or self._excerpt.seed != batch.seed:
+            self._excerpt = _Excerpt(batch.seed, self.pair(batch), None)
+        at = batch.segment * self.recipe.segment_samples
+        here = slice(at, at + self.recipe.segment_samples)
+        pair = self._excerpt.pair
+        return Pair(pair.input[:, here], pair.target[:, here]), self._excerpt.state
 
     def restoration_loss(self, answer: Tensor, target: Tensor, fft_sizes: tuple[int, ...] | None = None) -> LossTerms:
         """Losses of an answer [batch, samples - latency] against the target [batch, samples]."""
@@ -188,12 +223,14 @@ class RestoreObjective(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         del batch_idx
-        pair = self.pair(batch)
+        pair, state = self._segment(batch)
         random = torch.Generator().manual_seed(batch.seed + 1)
         style, crossed, told_by = self._crossed(batch.style, random)
         vectors, anchor = self._style_vectors(batch.raw, batch.style, style, told_by)
         heard = self._heard_on_stage(pair, crossed, random)
-        answer = self.restore(heard, vectors)
+        answer, state = self.restore(heard, vectors, state=state)
+        assert self._excerpt is not None
+        self._excerpt = dataclasses.replace(self._excerpt, state=detached(state))
         result = self.restoration_loss(answer[~crossed], pair.target[~crossed], self._fft_sizes(random))
         made, played, rate = answer.float(), heard[:, : answer.shape[1]], self.recipe.spectral.sample_rate
         kept = level_l1(made, played, rate)
@@ -344,7 +381,7 @@ class RestoreObjective(LightningModule):
         del batch_idx
         pair = self.pair(batch, validation=True)
         styles = self.average_styles if self.averaging else self.styles
-        answer = self.restore(pair.input, styles(batch.style), averaged=self.averaging)
+        answer, _ = self.restore(pair.input, styles(batch.style), averaged=self.averaging)
         result = self.restoration_loss(answer, pair.target)
         unchanged = self.restoration_loss(pair.input[:, : answer.shape[1]], pair.target).total
         self._heard.append((batch.style, result, unchanged))
