@@ -88,7 +88,10 @@ COUNTS = ("xruns", "misses", "bad_input_hops", "bad_output_hops", "late_hops", "
 
 @dataclass(frozen=True)
 class EngineMeters:
-    """A snapshot of the audio process; ``alive_at`` is its last sign of life on the system's monotonic clock."""
+    """A snapshot of the audio process; ``alive_at`` is its last sign of life on the system's monotonic clock.
+
+    ``block`` is what the device brings at once, in samples.
+    """
 
     frames: float = 0.0
     alive_at: float = 0.0
@@ -145,6 +148,7 @@ class Engine:
         self._record = np.zeros((MAX_BLOCK, 2 * channels), np.float32)
         self._hop_budget_ms = 1e3 * self.bundle.manifest.spectral.hop_seconds
         self._block_samples = 0
+        self._period_began, self._period_samples, self._gathered = -1.0, 0, 0
         self.frames = settings.start_frames
         self.xruns = 0
         self.misses = 0
@@ -227,7 +231,7 @@ class Engine:
                 (
                     self.frames,
                     time.monotonic(),
-                    samples,
+                    self._period_samples or samples,
                     meters.input_rms,
                     meters.output_rms,
                     self.xruns,
@@ -241,11 +245,14 @@ class Engine:
         )
 
     def on_audio(
-        self, source: NDArray[np.float32], sink: NDArray[np.float32], frames: int, _: Any, status: Any
+        self, source: NDArray[np.float32], sink: NDArray[np.float32], frames: int, moment: Any, status: Any
     ) -> None:
         """PortAudio's callback: source [frames, inputs], sink [frames, outputs]."""
         if status:
             self.xruns += 1
+        if moment.currentTime != self._period_began:  # PortAudio brings a long JACK period in parts of 1024
+            self._period_began, self._period_samples, self._gathered = moment.currentTime, self._gathered, 0
+        self._gathered += frames
         channels = self.settings.channels
         at = 0
         while at < frames:

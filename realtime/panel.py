@@ -28,7 +28,7 @@ def _bar(share: float, colour: str) -> Text:
 def latency_terms(spec: SpectralSpec, ready: dict[str, Any], block: int) -> dict[str, int]:
     """Samples of latency by name, in the order of the signal; their sum is the whole latency.
 
-    ``ready`` is what the audio process said at its start, ``block`` the length of its last callback: with JACK, the
+    ``ready`` is what the audio process said at its start, ``block`` what the device brings at once: with JACK, the
     round trip is one period of the server, and a fixed length of ours comes on top of it.
     """
     own = {"hop": spec.hop_samples}

@@ -295,7 +295,10 @@ def read_take(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize(
-    "jack_server", [(RATE, 64), (RATE, 128), (RATE, 256)], indirect=True, ids=lambda p: f"period{p[1]}"
+    "jack_server",
+    [(RATE, period) for period in (16, 64, 128, 256, 4096)],
+    indirect=True,
+    ids=lambda p: f"period{p[1]}",
 )
 def test_a_device_adds_nothing_to_the_declared_latency_and_changes_no_sample(
     jack_server: JackServer, musician: Musician, tmp_path: Path
@@ -323,9 +326,7 @@ def test_a_device_adds_nothing_to_the_declared_latency_and_changes_no_sample(
         wet_start = musician.play(music)
         out, err = restyle.end()
     total, period = LATENCY + jack_s_own, jack_server.period_samples
-    assert (
-        f"latency {total} samples ({1e3 * total / RATE:.2f} ms) = JACK period {period} + hop 128 + overlap 128" in out
-    )
+    assert f"latency {total} samples ({1e3 * total / RATE:.2f} ms) = JACK period {period} + hop {HOP}" in out
     assert err == ""
     recorded, played = read_take(take)
     # The engine's frame 0 is some frame of the musician's; the first sample that is not zero tells which.
@@ -339,6 +340,30 @@ def test_a_device_adds_nothing_to_the_declared_latency_and_changes_no_sample(
     wet = slice(wet_start + offset, wet_start + offset + len(music))
     np.testing.assert_allclose(heard[wet], expected[wet], rtol=0, atol=1e-4)
     assert np.abs(expected[wet] - recorded[wet.start - LATENCY : wet.stop - LATENCY]).max() > 0.05
+
+
+@pytest.mark.parametrize("jack_server", [(RATE, 16)], indirect=True, ids=["period16"])
+def test_deferred_answers_of_the_graph_come_one_hop_later_and_replay(
+    jack_server: JackServer, musician: Musician, tmp_path: Path
+) -> None:
+    """What blocks much shorter than a hop leave no time for otherwise."""
+    take, period = tmp_path / "take", jack_server.period_samples
+    arguments = ("--input", "musician", "--midi", "virtual", "--style", "violin", "--record", str(take))
+    with restyle_live(*arguments, "--inference", "deferred") as restyle:
+        restyle.await_sound()
+        musician.play(GUITAR[:RATE])
+        out, err = restyle.end()
+    assert f"latency {LATENCY + HOP + period} samples" in out and f" + deferred {HOP}" in out and err == ""
+    recorded, played = read_take(take)
+    np.testing.assert_allclose(played[HOP:], offline(recorded, "violin")[:-HOP], rtol=0, atol=1e-4)
+    sent, heard = musician.since(0)
+    before = first(sent) - first(recorded)  # restyle started after the musician
+    heard = heard[before + period :]
+    length = min(len(played), len(heard))
+    assert length > RATE
+    np.testing.assert_allclose(heard[:length], played[:length], atol=2**-23)
+    again = replay(read_show(take), BUNDLE)
+    assert again.equal == again.compared == again.frames and again.fault_hops == 0
 
 
 def rms(x: NDArray[np.float32]) -> float:

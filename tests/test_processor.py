@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from realtime.bench import measure_algorithmic_latency, measure_processor_latency
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, FIRST_MODEL, Bundle, Golden, ProviderError, read_bundle
-from realtime.controls import PARAMETERS, Controls, mix_controls
+from realtime.controls import PARAMETERS, Controls, Performer, mix_controls
 from realtime.engine import HOP_FIELDS, METER_COUNT, Engine, EngineMeters, EngineSettings
 from realtime.processor import FADE_HOPS, LIMITER_KNEE, Processor, RateError, limit
 from realtime.resample import at_rate
@@ -318,6 +319,26 @@ def test_the_engine_plays_dry_while_the_graph_raises_and_counts_it(
     np.testing.assert_allclose(out[0, LATENCY:2600], audio[0, : 2600 - LATENCY], atol=1e-6)
     difference = np.abs(out[0, LATENCY:] - audio[0, : out.shape[1] - LATENCY])
     assert difference[40 * HOP :].max() > 0.01 > difference[: 18 * HOP].max()
+
+
+def test_a_period_that_comes_in_parts_is_one_block_of_the_device(bundle: Bundle) -> None:
+    """As PortAudio brings those of a JACK server, at one moment of its clock; the length may change."""
+    with (
+        Mailbox.create(4 + bundle.manifest.style_dim) as mailbox,
+        Mailbox.create(METER_COUNT) as meters,
+        Ring.create(1000, len(HOP_FIELDS)) as hops,
+    ):
+        mailbox.write(Performer(bundle.manifest).controls().pack())
+        names = (mailbox.name, meters.name, hops.name, None)
+        engine = Engine(EngineSettings(DEFAULT_MODEL, "cpu", 1, 0, None, None, None, False, *names))
+        seen = []
+        for seconds, parts in enumerate(([1024] * 4, [1024] * 4, [64], [64], [1024, 476], [1024, 476])):
+            for frames in parts:
+                silence = np.zeros((frames, 1), np.float32)
+                engine.on_audio(silence, silence.copy(), frames, SimpleNamespace(currentTime=1.0 + seconds), None)
+            seen.append(EngineMeters.unpack(meters.read()).block)
+        engine.close()
+    assert seen[1:] == [4096, 4096, 64, 64, 1500]
 
 
 def test_switching_styles_never_clicks(bundle: Bundle, guitar: NDArray[np.float32]) -> None:
