@@ -245,6 +245,19 @@ class AdversaryConfig:
 
 
 @dataclass(frozen=True)
+class CycleConfig:
+    """There and back again, of the objective ``cycle``; see training/objectives/cycle.py."""
+
+    weight: float = 2.0  # of being itself again after another style
+    identity_weight: float = 1.0  # of staying itself in its own style
+    pool_size: int = 50  # past fakes that the critic is shown again
+    noise_dims: int = 0  # numbers at the end of a style vector that are noise
+
+    def __post_init__(self) -> None:
+        _at_least(self, "cycle.", 0, "weight", "identity_weight", "pool_size", "noise_dims")
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """The style encoder, trained beside the table of styles; see training/models/encoder.py. Share zero: none."""
 
@@ -317,6 +330,7 @@ class Recipe:
     phrases: PhrasesConfig = field(default_factory=PhrasesConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    cycle: CycleConfig = field(default_factory=CycleConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -336,6 +350,8 @@ class Recipe:
             raise ValueError("adversary.weight: a critic of styles needs two of them; add a [[style]] or leave it out")
         if self.loss.steadiness and self.model.answer != "gains":
             raise ValueError("loss.steadiness: holds gains still, and model.answer = 'spectrum' has none; set it to 0")
+        if self.objective == "cycle":
+            self._check_cycle()
         overlapping = self.spectral.stream_delay_samples > 0
         if overlapping != (self.model.answer == "spectrum"):
             wanted = self.spectral.hop_samples * (1 if overlapping else 2)
@@ -368,6 +384,20 @@ class Recipe:
             )
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective: unknown '{self.objective}'{_near(self.objective, list(OBJECTIVES))}")
+
+    def _check_cycle(self) -> None:
+        """ValueError for what the objective ``cycle`` cannot do without, or does not have."""
+        if not self.adversary.weight:
+            raise ValueError("adversary.weight: the objective 'cycle' needs a critic; set it above zero")
+        if self.encoder.share or self.phrases.minutes_per_style or self.data.segments_in_a_row > 1:
+            raise ValueError(
+                "encoder.share, phrases.minutes_per_style, data.segments_in_a_row: the objective 'cycle' has no "
+                "encoder, phrases or segments in a row; leave them out"
+            )
+        if self.cycle.noise_dims >= self.model.style_dim:
+            raise ValueError(
+                f"cycle.noise_dims: must be below model.style_dim ({self.model.style_dim}), got {self.cycle.noise_dims}"
+            )
 
     @property
     def segment_samples(self) -> int:
