@@ -41,6 +41,7 @@ MODELS_DIR = Path(__file__).parent / "models"
 DEFAULT_MODEL = MODELS_DIR / "bank.onnx"
 FIRST_MODEL = MODELS_DIR / "first.onnx"
 """What later models are compared with."""
+COMPOSER_MODEL = MODELS_DIR / "composer.onnx"
 DEMO_CLIP = Path(__file__).parent / "demo" / "guitar.flac"
 DEMO_MIDI = Path(__file__).parent / "demo" / "switches.mid"
 

@@ -182,7 +182,7 @@ def entry_after(notes: Sequence[Note], grid_ticks: int = ENTRY_TICKS) -> int:
     return -(-max(note.end_ticks for note in notes) // grid_ticks) * grid_ticks
 
 
-def compose(stream: NoteStream, seed: Tune, bars: int, sampling: Sampling, random_seed: int) -> Tune:
+def compose_bars(stream: NoteStream, seed: Tune, bars: int, sampling: Sampling, random_seed: int) -> Tune:
     """``bars`` bars that continue the seed in its tempo and metre, from where its last note has ended."""
     entry = entry_after(seed.notes)
     end = entry + bars * seed.bar_ticks

@@ -197,12 +197,15 @@ def lineage(card: dict[str, Any]) -> list[dict[str, Any]]:
     return [card, *(lineage(before) if before else [])]
 
 
-def load_for_export(path: Path) -> TrainedModel | TrainedComposer:
-    """The trained model with everything that travels with it. Raises CheckpointError."""
+def objective_of(path: Path) -> str:
+    """The objective of the run that wrote a checkpoint. Raises CheckpointError."""
+    return str(read_checkpoint(path)[CHECKPOINT_KEY].get("objective"))
+
+
+def load_for_export(path: Path) -> TrainedModel:
+    """The trained generator with everything that travels with it. Raises CheckpointError."""
     checkpoint = read_checkpoint(path)
     card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
-    if card.get("objective") == "compose":
-        return _composer(path, card, state)
     prefix = "average_" if any(name.startswith("average_generator.") for name in state) else ""
     try:
         recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")
@@ -224,7 +227,10 @@ def load_for_export(path: Path) -> TrainedModel | TrainedComposer:
     return TrainedModel(generator.eval().requires_grad_(False), encoder, vectors, recipe, card)
 
 
-def _composer(path: Path, card: dict[str, Any], state: dict[str, Tensor]) -> TrainedComposer:
+def load_composer(path: Path) -> TrainedComposer:
+    """The trained composer with everything that travels with it. Raises CheckpointError."""
+    checkpoint = read_checkpoint(path)
+    card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
     prefix = "average_" if any(name.startswith("average_composer.") for name in state) else ""
     try:
         recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")

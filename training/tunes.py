@@ -1,7 +1,7 @@
 """Folders of MIDI files -> tunes in splits, and the batches of events that a composer learns from.
 
-Files that are one tune are held together: equal names but for digits and punctuation, or so many melodic turns in
-common that one must be a setting or a copy of the other. A whole group is trained on or held out.
+Files that are one tune are held together: equal names but for digits, punctuation and an article, or so many melodic
+turns in common that one must be a setting or a copy of the other. A whole group is trained on or held out.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def group_tunes(tunes: Sequence[TrainingTune], shared_turns: float) -> list[list
     turns = [_turns(tune.notes) for tune in tunes]
     holders: dict[int, list[int]] = defaultdict(list)
     for number, tune in enumerate(tunes):
-        name = re.sub(r"[\W\d_]+", "", Path(tune.name).stem.casefold())
+        name = re.sub(r"^the|the$", "", re.sub(r"[\W\d_]+", "", Path(tune.name).stem.casefold()))
         leader[head(number)] = head(by_name.setdefault(name, number) if name else number)
         for turn in turns[number]:
             holders[turn].append(number)

@@ -17,7 +17,7 @@ class ComposerConfig:
     """Sizes of the composer; the defaults are the shipped model's."""
 
     embedding_dim: int = 96
-    hidden: int = 176
+    hidden: int = 160
     layers: int = 2
     dropout: float = 0.1  # of embeddings and of what goes from layer to layer
 
