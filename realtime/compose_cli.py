@@ -174,7 +174,9 @@ def _perform(
                     if was_playing and len(phrases) > told:
                         told = len(phrases)
                         heard = phrases[-1]
-                        console.print(f"heard {heard.notes_heard} notes at {heard.tempo_bpm:g} quarters a minute: its turn")
+                        console.print(
+                            f"heard {heard.notes_heard} notes at {heard.tempo_bpm:g} quarters a minute: its turn"
+                        )
                     elif not was_playing:
                         console.print(f"played {phrases[-1].notes_played} notes: listens")
         return {"inputs": names, "output": port.name, "phrases": [asdict(phrase) for phrase in partner.phrases]}

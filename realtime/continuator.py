@@ -1,4 +1,4 @@
-"""A partner that listens: it takes over when the player stops, in the tempo it heard, and falls silent at the next note.
+"""A partner that listens: it takes over when the player stops, in the tempo heard, and falls silent at the next note.
 
 The idea is Pachet's: "The Continuator: musical interaction with style", Journal of New Music Research 32(3), 2003.
 Nothing here knows of ports or clocks: messages and times come in, messages go out through ``send``.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from realtime.compose import ENTRY_TICKS, Continuation, NoteStream, Sampling
 from realtime.midi import ALL_NOTES_OFF, ALL_SOUND_OFF, SUSTAIN_PEDAL, Message, decode
@@ -29,7 +29,7 @@ class ContinuatorSettings:
     ``bars``: of four quarters, after which it rests until the player has played again, 0: it goes on for ever.
     """
 
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     random_seed: int = 0
     silence_quarters: float = 2.0
     bars: int = 0

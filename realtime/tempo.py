@@ -64,14 +64,12 @@ class Beat:
 
 
 def quarter_of(onsets_s: Sequence[float]) -> float:
-    """The quarter note's length in seconds of a playing with these onsets, in order. TempoError for fewer than three."""
+    """The quarter note's length in seconds of a playing with these onsets, in order. TempoError if fewer than three."""
     onsets = _without_chords(onsets_s)[-LATEST_ONSETS:]
     if len(onsets) < 3:
         raise TempoError(f"a tempo needs three onsets, there are {len(onsets)}")
     intervals = sorted(
-        later - earlier
-        for earlier, later in itertools.combinations(onsets, 2)
-        if later - earlier <= LONGEST_INTERVAL_S
+        later - earlier for earlier, later in itertools.combinations(onsets, 2) if later - earlier <= LONGEST_INTERVAL_S
     )
     if not intervals:
         raise TempoError(f"no two onsets lie within {LONGEST_INTERVAL_S:g} s")
