@@ -20,6 +20,7 @@ from typing import Any, get_args, get_type_hints
 import dacite
 
 from realtime.spectral import SpectralSpec
+from training.models.composer import ComposerConfig
 from training.models.generator import GeneratorConfig
 
 LEVEL_SECONDS = 0.05  # over which the level loss takes its mean
@@ -178,6 +179,28 @@ class PhrasesConfig:
 
 
 @dataclass(frozen=True)
+class TunesConfig:
+    """How a composer reads folders of MIDI files; see training/tunes.py. Other objectives leave it unused."""
+
+    segment_events: int = 128  # of a tune in one training step; the state goes on to the next
+    transpose_semitones: int = 6  # up to so many up or down, anew each time a tune is read
+    touch_chance: float = 0.25  # of a tune played louder or softer, unevenly and with shorter notes
+    melody_only: bool = False  # the top line alone
+    minimum_notes: int = 16  # tunes with fewer are skipped
+    shared_turns: float = 0.25  # of the shorter one's melodic turns: two tunes that share so many are one
+
+    def __post_init__(self) -> None:
+        at = "tunes."
+        _at_least(self, at, 4, "segment_events")
+        _at_least(self, at, 0, "transpose_semitones")
+        _at_most(self, at, 24, "transpose_semitones")
+        _at_least(self, at, 2, "minimum_notes")
+        _chances(self, at, "touch_chance", "shared_turns")
+        if not self.shared_turns > 0:
+            raise ValueError("tunes.shared_turns: must be above zero, or all tunes are one")
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Weights of the sum; a weight of zero leaves the term out. Definitions: training/losses.py."""
 
@@ -328,6 +351,8 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     phrases: PhrasesConfig = field(default_factory=PhrasesConfig)
+    composer: ComposerConfig = field(default_factory=ComposerConfig)
+    tunes: TunesConfig = field(default_factory=TunesConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     cycle: CycleConfig = field(default_factory=CycleConfig)
@@ -398,6 +423,11 @@ class Recipe:
             raise ValueError(
                 f"cycle.noise_dims: must be below model.style_dim ({self.model.style_dim}), got {self.cycle.noise_dims}"
             )
+
+    @property
+    def composes(self) -> bool:
+        """Whether the run learns notes from MIDI files, and not sound from recordings."""
+        return self.objective == "compose"
 
     @property
     def segment_samples(self) -> int:
