@@ -25,10 +25,11 @@ def export(
     console = Console(stderr=as_json)
     logging.basicConfig(level=logging.ERROR)
     try:
+        from export.notes import export_composer
         from export.verify import VerifyError
         from export.writer import export_checkpoint
         from realtime.bundle import BundleError
-        from training.checkpoint import CheckpointError, load_for_export
+        from training.checkpoint import CheckpointError, load_composer, load_for_export, objective_of
     except ModuleNotFoundError as error:
         console.print(f"[red]export needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
         raise typer.Exit(1) from None
@@ -36,7 +37,12 @@ def export(
         raise _refusal(console, f"{model}: a model file ends in .onnx", code=2)
     try:
         with console.status("tracing, measuring and verifying"):
-            result = export_checkpoint(load_for_export(checkpoint), model, description)
+            if objective_of(checkpoint) == "compose":
+                result = export_composer(load_composer(checkpoint), model, description)
+                extent = f"in the logits of {result.events} events"
+            else:
+                result = export_checkpoint(load_for_export(checkpoint), model, description)
+                extent = f"of full scale over {result.hops} hops"
     except (CheckpointError, VerifyError, BundleError) as error:
         raise _refusal(console, str(error)) from None
     except OSError as error:
@@ -46,7 +52,7 @@ def export(
         return
     console.print(
         f"{model}: {model.stat().st_size / 1e6:.2f} MB; torch and onnxruntime agree within "
-        f"{result.largest_difference:.1e} of full scale over {result.hops} hops",
+        f"{result.largest_difference:.1e} {extent}",
         soft_wrap=True,
         markup=False,
     )

@@ -49,7 +49,7 @@ class _Flat(nn.Module):
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without what torch's exporter says about itself: packages that it would know too, and how it will change."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
@@ -64,7 +64,7 @@ def _quietly() -> Iterator[None]:
 
 def build_encoder_graph(encoder: nn.Module, clip_samples: int) -> onnx.ModelProto:
     """Trace a style encoder: ``audio [clips, clip_samples]`` -> ``vector [clips, style_dim]``."""
-    with _quietly(), torch.no_grad():
+    with quietly(), torch.no_grad():
         program = torch.onnx.export(
             encoder.eval(),
             (torch.zeros(3, clip_samples),),
@@ -99,7 +99,7 @@ def build_graph(model: nn.Module, style_dim: int, hop_samples: int) -> onnx.Mode
     batch = torch.export.Dim("channels", min=1, max=4096)
     count = torch.export.Dim("n", min=1, max=65536)
     shapes = ({0: batch, 1: hop_samples * count}, {0: batch}, tuple({0: batch} for _ in names))
-    with _quietly(), torch.no_grad():
+    with quietly(), torch.no_grad():
         program = torch.onnx.export(
             _Flat(model),
             arguments,

@@ -35,7 +35,7 @@ from realtime.controls import PARAMETERS
 from realtime.files import NewFile
 from realtime.loudness import at_common_loudness, loudness_lufs, reference_playings
 from realtime.spectral import SpectralSpec
-from training.checkpoint import TrainedModel, lineage
+from training.checkpoint import TrainedComposer, TrainedModel, lineage
 from training.models.encoder import CLIP_SAMPLES
 
 GOLDEN_HOPS = 64
@@ -117,13 +117,13 @@ def write_model(
         blend_losses_lu=tuple(tuple(round(float(loss), 2) for loss in row) for row in losses),
     )
     graph = build_graph(model, manifest.style_dim, spec.hop_samples)
-    _strip(graph)
+    strip_graph(graph)
     _name_samples(graph, spec.hop_samples)
     graph.producer_name = "restyle"
     graph.metadata_props.add(key=MANIFEST_KEY, value=manifest.to_json())
     if encoder is not None:
         heard = build_encoder_graph(encoder, CLIP_SAMPLES)
-        _strip(heard)
+        strip_graph(heard)
         graph.metadata_props.add(key=ENCODER_KEY, value=base64.b64encode(heard.SerializeToString()).decode())
     path = path.absolute()
     with NewFile(path) as part:
@@ -174,7 +174,7 @@ def measure_blend_losses(
     return losses
 
 
-def card_of(trained: TrainedModel, description: str) -> Card:
+def card_of(trained: TrainedModel | TrainedComposer, description: str) -> Card:
     """The model card of a training run, with the sources as the recipe's licences ask them to be named."""
     recipe, cards = trained.recipe, lineage(trained.card)
     sources: dict[str, Source] = {}
@@ -226,7 +226,7 @@ def _name_samples(graph: onnx.ModelProto, hop_samples: int) -> None:
                 dim.dim_param = "samples"
 
 
-def _strip(graph: onnx.ModelProto) -> None:
+def strip_graph(graph: onnx.ModelProto) -> None:
     """Remove what tracing leaves behind (stack traces, names of source files): nobody's business, half the size."""
     del graph.metadata_props[:]
     for node in graph.graph.node:

@@ -20,6 +20,7 @@ import dacite
 import numpy as np
 from numpy.typing import NDArray
 
+from realtime.notes import Vocabulary
 from realtime.spectral import SpectralSpec
 
 SCHEMA_VERSION = 1
@@ -40,6 +41,7 @@ MODELS_DIR = Path(__file__).parent / "models"
 DEFAULT_MODEL = MODELS_DIR / "bank.onnx"
 FIRST_MODEL = MODELS_DIR / "first.onnx"
 """What later models are compared with."""
+COMPOSER_MODEL = MODELS_DIR / "composer.onnx"
 DEMO_CLIP = Path(__file__).parent / "demo" / "guitar.flac"
 DEMO_MIDI = Path(__file__).parent / "demo" / "switches.mid"
 
@@ -162,6 +164,8 @@ class Manifest:
     weight_count: int = field(default=0)
     blend_losses_lu: tuple[tuple[float, ...], ...] = ()
     """By how much the even blend of two styles is quieter than both in the mean [styles, styles]; may be missing."""
+    vocabulary: Vocabulary | None = None
+    """The events of a model of kind ``notes``, which has no styles; its golden vector holds tokens and logits."""
 
     def style(self, style_id: str) -> Style:
         """The style with this id (or label, ignoring case); StyleError with near matches if there is none."""
@@ -296,8 +300,17 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
         "stream_delay_samples",
         f"is {manifest.stream_delay_samples}, hop and windows give {spec.stream_delay_samples}",
     )
-    need(1 <= manifest.style_dim <= 4096, "style_dim", f"{manifest.style_dim} is outside 1..4096")
-    need(0 < len(manifest.styles) <= MAX_STYLES, "styles", f"{len(manifest.styles)} styles are outside 1..{MAX_STYLES}")
+    notes = manifest.kind == "notes"
+    need(
+        notes == (manifest.vocabulary is not None), "vocabulary", "belongs to models of kind 'notes', and to them only"
+    )
+    low = 0 if notes else 1
+    need(low <= manifest.style_dim <= 4096, "style_dim", f"{manifest.style_dim} is outside {low}..4096")
+    need(
+        low <= len(manifest.styles) <= MAX_STYLES,
+        "styles",
+        f"{len(manifest.styles)} styles are outside {low}..{MAX_STYLES}",
+    )
     for names, field_name in (
         ([s.id for s in manifest.styles], "styles.id"),
         ([s.name for s in manifest.states], "states.name"),
@@ -338,7 +351,7 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
         except (ValueError, zlib.error):
             raise BundleError(path, f"manifest.golden.{name}", "cannot be decoded", "export the model again") from None
         need(
-            len(samples) > 0 and len(samples) % spec.hop_samples == 0 and bool(np.isfinite(samples).all()),
+            len(samples) > 0 and (notes or len(samples) % spec.hop_samples == 0) and bool(np.isfinite(samples).all()),
             f"golden.{name}",
             "is not a whole number of hops of finite samples",
         )
@@ -391,6 +404,8 @@ def _check_tensors(path: Path, outline: _Outline, manifest: Manifest) -> None:
     hop = manifest.spectral.hop_samples
     inputs: dict[str, tuple[int, ...]] = {"audio": (), "style": (manifest.style_dim,)}
     outputs: dict[str, tuple[int, ...]] = {"audio_out": ()}
+    if manifest.vocabulary is not None:
+        inputs, outputs = {"token": ()}, {"logits": (len(manifest.vocabulary.tokens),)}
     for state in manifest.states:
         inputs[f"state.{state.name}"] = outputs[f"next.{state.name}"] = state.shape
     for side, expected, found in (("input", inputs, outline.inputs), ("output", outputs, outline.outputs)):
@@ -400,8 +415,8 @@ def _check_tensors(path: Path, outline: _Outline, manifest: Manifest) -> None:
             raise BundleError(path, f"graph {side} '{name}'", "is not in the manifest", "export the model again")
         for name, shape in expected.items():
             elem_type, dims = found[name]
-            if elem_type != 1:
-                raise BundleError(path, f"graph {side} '{name}'", "is not float32")
+            if elem_type != (7 if name == "token" else 1):
+                raise BundleError(path, f"graph {side} '{name}'", f"is not {'int64' if name == 'token' else 'float32'}")
             rank = 2 if name in ("audio", "audio_out") else 1 + len(shape)
             if len(dims) != rank or dims[0] is not None:
                 raise BundleError(

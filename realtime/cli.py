@@ -160,15 +160,23 @@ def info(
     console, spec, card = Console(), manifest.spectral, manifest.card
     console.print(f"[bold]{escape(manifest.name)}[/] ({manifest.kind}), {len(bundle.graph) / 1e6:.2f} MB: ", end="")
     console.print(card.description, markup=False)
-    console.print(
-        f"{spec.sample_rate} Hz, hop {spec.hop_samples}, windows {spec.analysis_window_samples} and "
-        f"{spec.synthesis_window_samples}; latency {manifest.latency_samples} samples "
-        f"({1e3 * manifest.latency_samples / spec.sample_rate:.2f} ms); {manifest.weight_count:,} weights"
-    )
-    table = Table("style", "label", "MIDI program", "loudness LUFS")
-    for style in manifest.styles:
-        table.add_row(escape(style.id), escape(style.label), str(style.program), f"{style.loudness_lufs:.1f}")
-    console.print(table)
+    if manifest.vocabulary is not None:
+        words = manifest.vocabulary
+        console.print(
+            f"{len(words.tokens)} events, {words.ticks_per_quarter} ticks to the quarter note, pitches "
+            f"{words.lowest_pitch} to {words.highest_pitch}; {manifest.weight_count:,} weights",
+            highlight=False,
+        )
+    else:
+        console.print(
+            f"{spec.sample_rate} Hz, hop {spec.hop_samples}, windows {spec.analysis_window_samples} and "
+            f"{spec.synthesis_window_samples}; latency {manifest.latency_samples} samples "
+            f"({1e3 * manifest.latency_samples / spec.sample_rate:.2f} ms); {manifest.weight_count:,} weights"
+        )
+        table = Table("style", "label", "MIDI program", "loudness LUFS")
+        for style in manifest.styles:
+            table.add_row(escape(style.id), escape(style.label), str(style.program), f"{style.loudness_lufs:.1f}")
+        console.print(table)
     states = ", ".join(f"{state.name} {list(state.shape)}" for state in manifest.states)
     console.print(f"states: {states}", **PLAIN)
     console.print(

@@ -100,6 +100,8 @@ class Performer:
     """
 
     def __init__(self, manifest: Manifest) -> None:
+        if not manifest.styles:
+            raise StyleError(f"model '{manifest.name}' has no styles to perform: it makes {manifest.kind}")
         self.manifest = manifest
         self.parameters = {p.id: p for p in (*PARAMETERS, *manifest.parameters)}
         self.values = {p.id: p.default for p in self.parameters.values()}

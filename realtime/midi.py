@@ -31,6 +31,9 @@ STOP_TIMEOUT_S = 2.0
 QUIET_S = 0.3
 """RtMidi crashes when it closes a JACK port in a period that has messages: so long after the last one, none come."""
 
+DRAIN_S = 0.05
+"""What an output's queue needs to empty: several periods of a JACK server."""
+
 
 class MidiError(RuntimeError):
     """A MIDI port, file or map that cannot be used; the text lists what there is or names the field."""
@@ -457,6 +460,48 @@ class MidiInputs:
         self._virtual = None
         self._open.clear()
         self._lookers.clear()
+
+
+class MidiOutput:
+    """An open MIDI output. One thread at a time."""
+
+    def __init__(self, wanted: str) -> None:
+        """``wanted``: an index of ``list_ports('output')``, part of a port's name, or 'virtual'.
+
+        Raises MidiError, with the list, when there is no such port.
+        """
+        apis = _apis("output")
+        ports = [(api, name) for api in apis for name in api.ports]
+        listing = "; ".join(f"{i}: {name} ({api.name})" for i, (api, name) in enumerate(ports)) or "none"
+        if not apis:
+            raise MidiError(f"MIDI port '{wanted}': this machine has no MIDI (neither a sequencer nor a JACK server)")
+        if wanted.casefold() == VIRTUAL:
+            for api in apis:
+                with contextlib.suppress(Exception):
+                    self._client = _library().MidiOut(api.number, name=CLIENT_NAME)
+                    self._client.open_virtual_port("out")
+                    self.name = f"virtual port '{CLIENT_NAME}' ({api.name})"
+                    return
+            raise MidiError(f"no virtual MIDI port can be opened; there are: {listing}")
+        api, name = ports[_choose(wanted, [name for _, name in ports], listing)]
+        try:
+            self._client = _library().MidiOut(api.number, name=CLIENT_NAME)
+            self._client.open_port(self._client.get_ports().index(name), "out")
+        except Exception as error:
+            raise MidiError(f"MIDI port {name} ({api.name}): cannot be opened ({error})") from None
+        self.name = f"{name} ({api.name})"
+
+    def send(self, message: Message) -> None:
+        """Send one channel message; a receiver that has gone away is no error."""
+        with contextlib.suppress(Exception):
+            self._client.send_message(list(encode(message)))
+
+    def close(self) -> None:
+        """Close the port once what was sent has left."""
+        time.sleep(DRAIN_S)
+        with contextlib.suppress(Exception):
+            self._client.close_port()
+            self._client.delete()
 
 
 def _lasting_name(name: str) -> str:

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dacite
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from realtime.notes import Vocabulary
+from training.models.composer import Composer
 from training.models.encoder import StyleEncoder
 from training.models.generator import Generator, SpectrumGenerator, make_generator
 from training.recipe import Recipe, RecipeError, recipe_from_dict
@@ -35,6 +38,16 @@ class TrainedModel:
     generator: Generator | SpectrumGenerator  # in evaluation mode, on the CPU; averaged weights where the run averaged
     encoder: StyleEncoder | None  # likewise, if the run trained one
     style_vectors: Tensor
+    recipe: Recipe
+    card: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainedComposer:
+    """What export needs of a run that composes."""
+
+    composer: Composer  # in evaluation mode, on the CPU; averaged weights where the run averaged
+    vocabulary: Vocabulary
     recipe: Recipe
     card: dict[str, Any]
 
@@ -121,7 +134,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def changed_fields(then: Recipe, now: Recipe) -> list[str]:
     """Fields that a resumed run may not change, as 'field: old -> new'."""
     changed = [] if then.objective == now.objective else [f"objective: {then.objective} -> {now.objective}"]
-    for section in ("spectral", "model"):
+    for section in ("composer", "tunes") if now.composes else ("spectral", "model"):
         old, new = getattr(then, section), getattr(now, section)
         changed += [
             f"{section}.{item.name}: {getattr(old, item.name)} -> {getattr(new, item.name)}"
@@ -184,6 +197,11 @@ def lineage(card: dict[str, Any]) -> list[dict[str, Any]]:
     return [card, *(lineage(before) if before else [])]
 
 
+def objective_of(path: Path) -> str:
+    """The objective of the run that wrote a checkpoint. Raises CheckpointError."""
+    return str(read_checkpoint(path)[CHECKPOINT_KEY].get("objective"))
+
+
 def load_for_export(path: Path) -> TrainedModel:
     """The trained generator with everything that travels with it. Raises CheckpointError."""
     checkpoint = read_checkpoint(path)
@@ -207,6 +225,21 @@ def load_for_export(path: Path) -> TrainedModel:
             f"{recipe.model.style_dim} numbers; the file is damaged, train again"
         )
     return TrainedModel(generator.eval().requires_grad_(False), encoder, vectors, recipe, card)
+
+
+def load_composer(path: Path) -> TrainedComposer:
+    """The trained composer with everything that travels with it. Raises CheckpointError."""
+    checkpoint = read_checkpoint(path)
+    card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
+    prefix = "average_" if any(name.startswith("average_composer.") for name in state) else ""
+    try:
+        recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")
+        vocabulary = dacite.from_dict(Vocabulary, card["vocabulary"], dacite.Config(strict=True, cast=[tuple]))
+        composer = Composer(recipe.composer, len(vocabulary.tokens))
+        composer.load_state_dict(_part(state, f"{prefix}composer."))
+    except (RecipeError, KeyError, RuntimeError, ValueError, dacite.DaciteError) as error:
+        raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
+    return TrainedComposer(composer.eval().requires_grad_(False), vocabulary, recipe, card)
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

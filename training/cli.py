@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from training.library import Library
     from training.phrases import PhraseBank
     from training.recipe import Recipe
+    from training.tunes import TuneLibrary
 
 
 MOST_REMARKS = 20
@@ -142,7 +143,7 @@ def train(
     precision: Annotated[str, typer.Option(help="Lightning: 32-true, bf16-mixed, ...")] = "32-true",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; no progress bar.")] = False,
 ) -> None:
-    """Train styles from folders of recordings; interrupted at any moment, the same command goes on.
+    """Train styles from folders of recordings, or a composer from MIDI files; interrupted, the same command goes on.
 
     Example: restyle train training/recipes/first.toml --data recordings --max-minutes 60
     """
@@ -153,10 +154,11 @@ def train(
 
         from training.checkpoint import CheckpointError
         from training.library import LibraryError, load_library
-        from training.objectives.restore import TrainingError
+        from training.objectives.objective import TrainingError
         from training.phrases import PhraseError, render_phrases
         from training.recipe import RecipeError, load_recipe
         from training.train import RunOptions, resume_point, run_training, set_aside
+        from training.tunes import TunesError, load_tunes
     except ModuleNotFoundError as error:
         console.print(f"[red]training needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
         raise typer.Exit(1) from None
@@ -178,22 +180,32 @@ def train(
             progress=leads and not as_json,
         )
         checkpoint, done = resume_point(plan, options)
+        phrases = None
         with console.status("reading recordings") as status:
-            library = load_library(
-                plan.style,
-                data or recipe.parent,
-                plan.data,
-                plan.spectral.sample_rate,
-                cache,
-                lambda at, of: status.update(f"reading recordings: {at} of {of}"),
-            )
-            phrases = render_phrases(
-                plan,
-                library,
-                data or recipe.parent,
-                cache,
-                lambda what, at, of: status.update(f"{what}: {at} of {of}"),
-            )
+            if plan.composes:
+                library = load_tunes(
+                    plan.style,
+                    data or recipe.parent,
+                    plan.tunes,
+                    plan.data.split_seed,
+                    lambda at, of: status.update(f"reading tunes: {at} of {of}"),
+                )
+            else:
+                library = load_library(
+                    plan.style,
+                    data or recipe.parent,
+                    plan.data,
+                    plan.spectral.sample_rate,
+                    cache,
+                    lambda at, of: status.update(f"reading recordings: {at} of {of}"),
+                )
+                phrases = render_phrases(
+                    plan,
+                    library,
+                    data or recipe.parent,
+                    cache,
+                    lambda what, at, of: status.update(f"{what}: {at} of {of}"),
+                )
         _describe(console, plan, library, phrases)
         if checkpoint:
             console.print(f"goes on from step {done} of {plan.trainer.steps} in {checkpoint}", markup=False)
@@ -202,7 +214,7 @@ def train(
         if fresh and leads:
             set_aside(folder)
         result = run_training(plan, library, options, phrases)
-    except (RecipeError, LibraryError, PhraseError, CheckpointError, TrainingError, OSError) as error:
+    except (RecipeError, LibraryError, PhraseError, TunesError, CheckpointError, TrainingError, OSError) as error:
         console.print("[red]cannot train:[/] ", end="")
         console.print(str(error), soft_wrap=True, highlight=False, markup=False)
         raise typer.Exit(1) from None
@@ -214,7 +226,9 @@ def train(
         return
     ending = {"steps": "done", "time": "stopped: time is over", "signal": "stopped by a signal"}[result.ended_by]
     console.print(f"{ending}: step {result.steps} of {plan.trainer.steps}, {result.wall_seconds / 60:.1f} minutes")
-    if "validation/loss" in result.metrics:
+    if plan.composes and result.metrics:
+        _show_perplexities(console, result.metrics)
+    elif "validation/loss" in result.metrics:
         loss, unchanged = result.metrics["validation/loss"], result.metrics["validation/unchanged"]
         console.print(f"validation loss {loss:.4f} (input unchanged: {unchanged:.4f})")
     if result.ended_by != "steps":
@@ -223,7 +237,17 @@ def train(
     console.print(f"next: restyle export {best} {plan.name}.onnx", soft_wrap=True, markup=False)
 
 
-def _describe(console: Console, recipe: Recipe, library: Library, phrases: PhraseBank | None) -> None:
+def _show_perplexities(console: Console, metrics: dict[str, float]) -> None:
+    """Held-out perplexity per event, the model's beside the baselines'."""
+    table = Table("held out", "perplexity per event", "unigram", "3 events back", "12 events back", "per note")
+    for split in ("validation", "test"):
+        names = ("perplexity", "unigram_perplexity", "markov_3_perplexity", "markov_12_perplexity")
+        cells = [*names, "perplexity_per_note"]
+        table.add_row(split, *(f"{metrics[f'{split}/{name}']:.3f}" for name in cells))
+    console.print(table)
+
+
+def _describe(console: Console, recipe: Recipe, library: Library | TuneLibrary, phrases: PhraseBank | None) -> None:
     table = Table("style", "minutes", "train", "validation", "test", *(["minutes of phrases"] if phrases else []))
     for row, (entry, style) in enumerate(zip(recipe.style, library.styles, strict=True)):
         everything = (*style.train, *style.validation, *style.test)
@@ -240,7 +264,7 @@ def _describe(console: Console, recipe: Recipe, library: Library, phrases: Phras
     for skipped in library.skipped:
         console.print(f"[yellow]skipped:[/] {escape(f'{skipped.path}: {skipped.reason}')}", soft_wrap=True)
     if library.skipped:
-        console.print(f"{len(library.skipped)} recordings skipped")
+        console.print(f"{len(library.skipped)} {'tunes' if recipe.composes else 'recordings'} skipped")
 
 
 def _teller(progress: Progress) -> Callable[[str, int, int], None]:

@@ -30,6 +30,18 @@ def whole_hops(samples: int, hop_samples: int, layer: str) -> int:
     return samples // hop_samples
 
 
+def neighbours(ends: Tensor, hops: int) -> Tensor:
+    """What holds at the ends of hops [batch, hops + 1, ...] -> before and after each hop [batch, hops, 2, ...]."""
+    index = torch.arange(hops, device=ends.device)[:, None] + torch.arange(2, device=ends.device)
+    return ends.index_select(1, index.flatten()).reshape(ends.shape[0], hops, 2, *ends.shape[2:])
+
+
+def fade(samples: int) -> Tensor:
+    """Weights [before|after, samples] of a straight line that arrives with the last sample."""
+    ramp = torch.arange(1, samples + 1, dtype=torch.float32) / samples
+    return torch.stack([1.0 - ramp, ramp])
+
+
 @dataclass(frozen=True)
 class FramerState:
     history: Tensor  # [batch, signals, window - hop]
@@ -189,7 +201,7 @@ class FilterBank(nn.Module):
     exported_curves: Tensor  # the same in the order of the products
     combine: Tensor  # [re|im, (signals, re|im of the signal, re|im of the filter)]
     quarter: Tensor  # [re|im, 1]: how far the cosine is turned to give each
-    ramp: Tensor  # [hop]
+    fade: Tensor  # [before|after, hop]
 
     def __init__(self, spec: SpectralSpec, dft: RealDft, signals: int, bands: NDArray[np.float64]) -> None:
         """``bands`` [bands, window/2 + 1]: shares of each band in a bin's level; columns that add up to one."""
@@ -199,13 +211,12 @@ class FilterBank(nn.Module):
         curves = band_curves(spec, bands)
         exported_curves = dft.product_order(torch.tensor(curves)).flatten(1)
         product = np.array([[1, 0, 0, -1], [0, 1, 1, 0]])  # of (re, im) x (re, im)
-        ramp = np.arange(1, spec.hop_samples + 1) / spec.hop_samples
         for name, value in {
             "curves": np.concatenate([curves.real, curves.imag], axis=1),
             "exported_curves": exported_curves,
             "combine": np.tile(product, signals),
             "quarter": np.array([[0.0], [0.5 * np.pi]]),
-            "ramp": ramp,
+            "fade": fade(spec.hop_samples),
         }.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32), persistent=False)
 
@@ -220,7 +231,7 @@ class FilterBank(nn.Module):
             level, phase = torch.matmul(gains, self.exported_curves).chunk(2, dim=-1)
             made = torch.cos(phase.unsqueeze(3) - self.quarter) * torch.exp(level).unsqueeze(3)
             steps = torch.cat([state.response[:, None], made], dim=1)  # [batch, n + 1, signals, re|im, bins]
-            pairs = torch.stack([steps[:, :-1], steps[:, 1:]], dim=2).reshape(-1, 2, self.signals, 1, 2, bins)
+            pairs = neighbours(steps, hops).reshape(-1, 2, self.signals, 1, 2, bins)
             products = spectra.reshape(-1, 1, self.signals, 2, 1, bins) * pairs
             filtered = torch.matmul(self.combine, products.reshape(-1, 4 * self.signals, bins))
             last = steps[:, -1]
@@ -234,8 +245,7 @@ class FilterBank(nn.Module):
                 filtered = torch.view_as_real(torch.stack(pairs, dim=2)).movedim(-1, 3)
                 last = self.dft.product_order(steps[:, -1])
         ends = self.dft.inverse(filtered.reshape(-1, 2, bins)).reshape(batch, hops, 2, self.hop_samples)
-        before, after = ends[:, :, 0], ends[:, :, 1]
-        return (before + (after - before) * self.ramp).flatten(1), FilterBankState(last)
+        return (ends * self.fade).sum(dim=2).flatten(1), FilterBankState(last)
 
 
 class HopLowpass(nn.Module):
@@ -275,7 +285,7 @@ class Envelope(nn.Module):
     """
 
     latency_samples = 0
-    ramp: Tensor  # [hop]
+    fade: Tensor  # [before|after, hop]
     weights: Tensor  # [window, smooth|fast]
 
     def __init__(self, window: NDArray[np.float64], hop_samples: int, fast_samples: int) -> None:
@@ -284,8 +294,7 @@ class Envelope(nn.Module):
         self.hop_samples = hop_samples
         smooth = np.square(window) / np.square(window).sum()
         fast = 0.5 * (np.arange(len(window)) >= len(window) - fast_samples) / fast_samples
-        ramp = (torch.arange(hop_samples, dtype=torch.float32) + 1) / hop_samples
-        self.register_buffer("ramp", ramp, persistent=False)
+        self.register_buffer("fade", fade(hop_samples), persistent=False)
         weights = torch.tensor(np.stack([smooth, fast], axis=1), dtype=torch.float32)
         self.register_buffer("weights", weights, persistent=False)
 
@@ -297,8 +306,7 @@ class Envelope(nn.Module):
         energy = torch.matmul(frames.square(), self.weights).amax(dim=-1)
         # A floor, not a sum: onnxruntime takes the addition of so small a number for none at all and drops it.
         ends = torch.cat([state.level, energy.clamp_min(1e-10).sqrt()], dim=1)
-        start, stop = ends[:, :-1, None], ends[:, 1:, None]
-        level = (start + (stop - start) * self.ramp).flatten(1).clamp_min(1e-5)
+        level = torch.matmul(neighbours(ends, frames.shape[1]), self.fade).flatten(1).clamp_min(1e-5)
         return level, EnvelopeState(ends[:, -1:])
 
 

@@ -20,6 +20,7 @@ from typing import Any, get_args, get_type_hints
 import dacite
 
 from realtime.spectral import SpectralSpec
+from training.models.composer import ComposerConfig
 from training.models.generator import GeneratorConfig
 
 LEVEL_SECONDS = 0.05  # over which the level loss takes its mean
@@ -178,6 +179,28 @@ class PhrasesConfig:
 
 
 @dataclass(frozen=True)
+class TunesConfig:
+    """How a composer reads folders of MIDI files; see training/tunes.py. Other objectives leave it unused."""
+
+    segment_events: int = 128  # of a tune in one training step; the state goes on to the next
+    transpose_semitones: int = 6  # up to so many up or down, anew each time a tune is read
+    touch_chance: float = 0.25  # of a tune played louder or softer, unevenly and with shorter notes
+    melody_only: bool = False  # the top line alone
+    minimum_notes: int = 16  # tunes with fewer are skipped
+    shared_turns: float = 0.25  # of the shorter one's melodic turns: two tunes that share so many are one
+
+    def __post_init__(self) -> None:
+        at = "tunes."
+        _at_least(self, at, 4, "segment_events")
+        _at_least(self, at, 0, "transpose_semitones")
+        _at_most(self, at, 24, "transpose_semitones")
+        _at_least(self, at, 2, "minimum_notes")
+        _chances(self, at, "touch_chance", "shared_turns")
+        if not self.shared_turns > 0:
+            raise ValueError("tunes.shared_turns: must be above zero, or all tunes are one")
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Weights of the sum; a weight of zero leaves the term out. Definitions: training/losses.py."""
 
@@ -242,6 +265,19 @@ class AdversaryConfig:
         for name in ("feature_weight", "style_weight"):
             if not self.weight and getattr(self, name):
                 raise ValueError(f"adversary.{name}: needs adversary.weight above zero")
+
+
+@dataclass(frozen=True)
+class CycleConfig:
+    """There and back again, of the objective ``cycle``; see training/objectives/cycle.py."""
+
+    weight: float = 2.0  # of being itself again after another style
+    identity_weight: float = 1.0  # of staying itself in its own style
+    pool_size: int = 50  # past fakes that the critic is shown again
+    noise_dims: int = 0  # numbers at the end of a style vector that are noise
+
+    def __post_init__(self) -> None:
+        _at_least(self, "cycle.", 0, "weight", "identity_weight", "pool_size", "noise_dims")
 
 
 @dataclass(frozen=True)
@@ -315,8 +351,11 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     phrases: PhrasesConfig = field(default_factory=PhrasesConfig)
+    composer: ComposerConfig = field(default_factory=ComposerConfig)
+    tunes: TunesConfig = field(default_factory=TunesConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    cycle: CycleConfig = field(default_factory=CycleConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -336,6 +375,8 @@ class Recipe:
             raise ValueError("adversary.weight: a critic of styles needs two of them; add a [[style]] or leave it out")
         if self.loss.steadiness and self.model.answer != "gains":
             raise ValueError("loss.steadiness: holds gains still, and model.answer = 'spectrum' has none; set it to 0")
+        if self.objective == "cycle":
+            self._check_cycle()
         overlapping = self.spectral.stream_delay_samples > 0
         if overlapping != (self.model.answer == "spectrum"):
             wanted = self.spectral.hop_samples * (1 if overlapping else 2)
@@ -368,6 +409,25 @@ class Recipe:
             )
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective: unknown '{self.objective}'{_near(self.objective, list(OBJECTIVES))}")
+
+    def _check_cycle(self) -> None:
+        """ValueError for what the objective ``cycle`` cannot do without, or does not have."""
+        if not self.adversary.weight:
+            raise ValueError("adversary.weight: the objective 'cycle' needs a critic; set it above zero")
+        if self.encoder.share or self.phrases.minutes_per_style or self.data.segments_in_a_row > 1:
+            raise ValueError(
+                "encoder.share, phrases.minutes_per_style, data.segments_in_a_row: the objective 'cycle' has no "
+                "encoder, phrases or segments in a row; leave them out"
+            )
+        if self.cycle.noise_dims >= self.model.style_dim:
+            raise ValueError(
+                f"cycle.noise_dims: must be below model.style_dim ({self.model.style_dim}), got {self.cycle.noise_dims}"
+            )
+
+    @property
+    def composes(self) -> bool:
+        """Whether the run learns notes from MIDI files, and not sound from recordings."""
+        return self.objective == "compose"
 
     @property
     def segment_samples(self) -> int:

@@ -7,6 +7,7 @@ Batch n of process r is a function of (seed, n, r) alone, so a resumed run goes 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import threading
@@ -29,15 +30,21 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.augment import raw_samples
 from training.checkpoint import AtomicCheckpointIO, check_resumable, load_beginning
-from training.library import ExcerptSampler, Library
+from training.library import SPLITS, ExcerptSampler, Library
+from training.ngrams import perplexity, witten_bell
 from training.objectives import objective_class
-from training.objectives.restore import Batch, TrainingError
+from training.objectives.compose import HELD_OUT
+from training.objectives.objective import TrainingError
+from training.objectives.restore import Batch
 from training.phrases import PhraseBank, PhraseSampler
 from training.recipe import Recipe
+from training.tunes import NoteBatch, TuneBatches, TuneLibrary, held_out_batches, tokenise, vocabulary_of
 
 log = logging.getLogger(__name__)
 
 LAST, BEST = "last", "best"
+BASELINE_ORDERS = {"unigram": 0, "markov_3": 3, "markov_12": 12}
+"""Events that each baseline of note composition looks back: none, three, and three whole notes."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +193,41 @@ class RecordingsModule(LightningDataModule):
         return DataLoader(self.validation, batch_size=None)  # pyright: ignore[reportArgumentType]
 
 
+class TunesModule(LightningDataModule):
+    """Batches of notes for Lightning, the baselines of the held-out tunes, and what the model card knows of both."""
+
+    def __init__(self, library: TuneLibrary, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.vocabulary = vocabulary_of(library, recipe.tunes)
+        self.tunes = {split: tokenise(library.split(split), self.vocabulary) for split in SPLITS}
+        size = recipe.trainer.batch_size
+        self.validation = [held_out_batches(self.tunes[split], size) for split in HELD_OUT]
+
+    def card(self) -> dict[str, Any]:
+        """Plain values: the vocabulary, notes and baselines of the held-out splits."""
+        train = [tokens[1:] for tokens in self.tunes["train"].tunes]
+        baselines: dict[str, float] = {}
+        for split in HELD_OUT:
+            held_out = [tokens[1:] for tokens in self.tunes[split].tunes]
+            for name, order in BASELINE_ORDERS.items():
+                probability = witten_bell(train, held_out, order, len(self.vocabulary.tokens))
+                baselines[f"{split}/{name}_perplexity"] = perplexity(probability)
+        return {
+            "vocabulary": dataclasses.asdict(self.vocabulary),
+            "note_counts": {split: sum(self.tunes[split].note_counts) for split in SPLITS},
+            "baselines": baselines,
+        }
+
+    def train_dataloader(self) -> DataLoader[NoteBatch]:
+        assert self.trainer is not None
+        first_step, rank = self.trainer.global_step, self.trainer.global_rank
+        return DataLoader(TuneBatches(self.tunes["train"], self.recipe, first_step, rank), batch_size=None)
+
+    def val_dataloader(self) -> list[DataLoader[NoteBatch]]:
+        return [DataLoader(batches, batch_size=None) for batches in self.validation]  # pyright: ignore[reportArgumentType]
+
+
 class GracefulStop(Callback):
     """Ends a run after a time, at SIGTERM or at Ctrl-C: after the current step, with a checkpoint.
 
@@ -251,10 +293,12 @@ def resume_point(recipe: Recipe, options: RunOptions) -> tuple[Path | None, int]
     return path, check_resumable(path, recipe)
 
 
-def run_training(recipe: Recipe, library: Library, options: RunOptions, phrases: PhraseBank | None = None) -> RunResult:
+def run_training(
+    recipe: Recipe, library: Library | TuneLibrary, options: RunOptions, phrases: PhraseBank | None = None
+) -> RunResult:
     """Train until the recipe's steps are done, the time is over or a signal comes; then a checkpoint is on disk.
 
-    ``phrases``: what render_phrases made for this recipe and library.
+    ``library``: tunes where the recipe composes. ``phrases``: what render_phrases made for this recipe and library.
     """
     resume, done = resume_point(recipe, options)
     out = options.out_folder
@@ -264,10 +308,14 @@ def run_training(recipe: Recipe, library: Library, options: RunOptions, phrases:
     card = {"recordings": library.describe(), "skipped": [[str(s.path.name), s.reason] for s in library.skipped]}
     if phrases is not None:
         card["tunes"] = sorted({phrase.tune for phrase in phrases.phrases})
+    if isinstance(library, TuneLibrary):
+        data = TunesModule(library, recipe)
+        card |= data.card()
+    else:
+        data = RecordingsModule(library, recipe, phrases)
     module = objective_class(recipe.objective)(recipe, card)
     if options.begin_with and not resume:
         module.begin_with(load_beginning(options.begin_with))
-    data = RecordingsModule(library, recipe, phrases)
     last = out / f"{LAST}.ckpt"
     stop = GracefulStop(last, options.max_minutes)
     common = {"dirpath": str(out), "auto_insert_metric_name": False, "enable_version_counter": False}

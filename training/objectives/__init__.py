@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
-OBJECTIVES: dict[str, str] = {"restore": "training.objectives.restore:RestoreObjective"}
+OBJECTIVES: dict[str, str] = {
+    "restore": "training.objectives.restore:RestoreObjective",
+    "cycle": "training.objectives.cycle:CycleObjective",
+    "compose": "training.objectives.compose:ComposeObjective",
+}
 
 
 def objective_class(name: str) -> type:

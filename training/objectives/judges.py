@@ -30,15 +30,31 @@ def _frozen(judge: nn.Module, *args: Any) -> Any:
     return torch.func.functional_call(judge, weights, args)
 
 
+class Fakes(NamedTuple):
+    """What was made, for a critic to learn from: audio [rows, samples], the style meant [rows]."""
+
+    audio: Tensor
+    style: Tensor
+
+
 def hear_judges(
-    critic: Critic, classifier: StyleClassifier | None, config: AdversaryConfig, heard: Hearing, seed: int
+    critic: Critic,
+    classifier: StyleClassifier | None,
+    config: AdversaryConfig,
+    heard: Hearing,
+    seed: int,
+    fakes: Fakes | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of what the judges lose and what the generator loses before them; and figures to log."""
+    """The sum of what the judges lose and what the generator loses before them; and figures to log.
+
+    ``fakes``, as many rows as are heard, are what the critic learns from in place of what was made just now.
+    """
+    fakes = fakes or Fakes(heard.made.detach(), heard.style)
     made, real = heard.made, heard.real
     real_heard, made_heard = (audio.square().mean(dim=1).sqrt() > AUDIBLE_RMS for audio in (real, made.detach()))
     both = real_heard & made_heard
     verdict = critic(real)
-    learning = critic_loss(verdict, heard.real_style, critic(made.detach()), heard.style, config.loss)
+    learning = critic_loss(verdict, heard.real_style, critic(fakes.audio), fakes.style, config.loss)
     judged: Verdict = _frozen(critic, made)
     deceiving = deception_loss(judged, heard.style, config.loss)
     total = (learning * both).mean() + config.weight * (deceiving * made_heard).mean()
