@@ -23,6 +23,7 @@ import soundfile
 
 torch = pytest.importorskip("torch")
 
+from torch import Tensor  # noqa: E402
 from typer.testing import CliRunner, Result  # noqa: E402
 
 from export.writer import card_of  # noqa: E402
@@ -884,10 +885,10 @@ def test_segments_in_a_row_are_one_excerpt_and_the_model_remembers_it(place: Pat
     assert all(torch.equal(batch.raw, row[0].raw) and batch.seed == row[0].seed for batch in row[:3])
     assert not torch.equal(row[3].raw, row[0].raw)
     module = RestoreObjective(recipe, {})
-    asked: list[tuple[torch.Tensor, Any]] = []
+    asked: list[tuple[Tensor, Any]] = []
     restore = module.restore
 
-    def noted(audio: torch.Tensor, vectors: torch.Tensor, averaged: bool = False, state: Any = None) -> Any:
+    def noted(audio: Tensor, vectors: Tensor, averaged: bool = False, state: Any = None) -> Any:
         asked.append((audio, state))
         return restore(audio, vectors, averaged, state)
 
