@@ -103,7 +103,7 @@ def test_temperature_zero_and_the_one_likeliest_are_the_same(stream: NoteStream)
 
 @given(st.lists(st.integers(-50, 50), min_size=4, max_size=12), st.integers(1, 4), st.sampled_from([0.1, 1.0, 3.0]))
 def test_only_what_is_allowed_and_among_the_likeliest_is_drawn(scores: list[int], top_k: int, heat: float) -> None:
-    logits = np.array(scores, np.float32) / np.float32(10)
+    logits = np.array([score / 10 for score in scores], np.float32)
     allowed = np.arange(len(scores)) % 2 == 0
     drawn = Sampling(heat, top_k).draw(logits, allowed, np.random.default_rng(0))
     assert allowed[drawn]
