@@ -71,7 +71,7 @@ ProviderOption = Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")]
 
 @app.callback()
 def _about() -> None:
-    """Play one instrument, hear another, 5 ms later."""
+    """Play one instrument, hear another, 3 ms later."""
 
 
 def model_file(path: Path | None) -> Path:
