@@ -25,10 +25,11 @@ def export(
     console = Console(stderr=as_json)
     logging.basicConfig(level=logging.ERROR)
     try:
+        from export.recogniser import export_recogniser
         from export.verify import VerifyError
         from export.writer import export_checkpoint
         from realtime.bundle import BundleError
-        from training.checkpoint import CheckpointError, load_for_export
+        from training.checkpoint import CheckpointError, load_for_export, load_recogniser, trained_objective
     except ModuleNotFoundError as error:
         console.print(f"[red]export needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
         raise typer.Exit(1) from None
@@ -36,7 +37,10 @@ def export(
         raise _refusal(console, f"{model}: a model file ends in .onnx", code=2)
     try:
         with console.status("tracing, measuring and verifying"):
-            result = export_checkpoint(load_for_export(checkpoint), model, description)
+            if trained_objective(checkpoint) == "recognise":
+                result = export_recogniser(load_recogniser(checkpoint), model, description)
+            else:
+                result = export_checkpoint(load_for_export(checkpoint), model, description)
     except (CheckpointError, VerifyError, BundleError) as error:
         raise _refusal(console, str(error)) from None
     except OSError as error:

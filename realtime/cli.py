@@ -74,6 +74,12 @@ def _model(path: Path | None) -> Path:
     return DEFAULT_MODEL if path is None else path
 
 
+def _recogniser(path: Path | None) -> Path:
+    from realtime.bundle import DEFAULT_RECOGNISER
+
+    return DEFAULT_RECOGNISER if path is None or str(path) == "shipped" else path
+
+
 def _fail(what: str, error: object) -> typer.Exit:
     Console(stderr=True).print(f"[red]{what}:[/] ", end="")
     Console(stderr=True).print(str(error), **PLAIN)
@@ -208,6 +214,12 @@ def live(
         float | None,
         typer.Option(min=0.0, metavar="MS", help="How long to wait for a hop before the dry signal takes its place."),
     ] = None,
+    recognise: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="Show which style goes in and which comes out: a recogniser's file, or 'shipped'."
+        ),
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time; default: at Ctrl-C.")] = None,
 ) -> None:
     """Perform: audio in, restyled audio out, MIDI in command. Ctrl-C ends.
@@ -243,6 +255,7 @@ def live(
             loop=loop,
             inference=inference,
             patience_ms=patience,
+            recognise=_recogniser(recognise) if recognise else None,
         )
         try:
             _perform(Performance(settings), console, seconds)
@@ -450,6 +463,140 @@ def replay(
             print(f"left: {out}")
     if result.equal != result.compared:
         raise typer.Exit(1)
+
+
+@app.command()
+def recognise(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Sound files, folders of them, or one of style folders.")
+    ],
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="A recogniser's model file; default: the shipped one.")
+    ] = None,
+    nearest: Annotated[
+        Path | None, typer.Option(metavar="LIBRARY", help="Rank the recordings of this folder by how near they are.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="With --nearest: how many.")] = 10,
+    cache: Annotated[Path, typer.Option(help="With --nearest: where the index is kept.")] = Path(".restyle-cache"),
+    with_known: Annotated[
+        bool,
+        typer.Option("--with-known", help="In style folders: also the recordings that the recogniser learned from."),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Of style folders: draw confusions and calibration to this PNG.")
+    ] = None,
+    provider: ProviderOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Which style is this: every three seconds and the whole; of a folder of style folders, how often that is right.
+
+    Example: restyle recognise take1/input.wav --nearest recordings
+    """
+    from rich.progress import Progress
+
+    from realtime.audio import AudioFileError
+    from realtime.bundle import BundleError, ProviderError, read_bundle
+    from realtime.files import NewFile, check_writable
+    from realtime.recognise import (
+        RecogniseError,
+        Recogniser,
+        evaluate,
+        file_sha256,
+        find_labelled,
+        plan_recordings,
+        recognise_all,
+    )
+    from realtime.recognise_report import (
+        draw,
+        evaluation_table,
+        evaluation_values,
+        nearest_table,
+        recognition_table,
+        recognition_values,
+    )
+
+    console, errors = Console(), Console(stderr=True)
+    if plot is not None:
+        try:
+            check_writable(plot)
+        except OSError as error:
+            raise _fail("cannot write", f"{plot}: {error.strerror}; choose another file") from None
+    failed: list[str] = []
+    library = labelled = None
+    try:
+        recogniser = Recogniser(read_bundle(_recogniser(model)), provider)
+        styles = recogniser.manifest.styles
+        if nearest is None and len(files) == 1 and files[0].is_dir():
+            labelled = find_labelled(files[0], recogniser.manifest, with_known)
+        if plot is not None and labelled is None:
+            raise RecogniseError("--plot: draws one folder of folders that are named as styles are; give one")
+        paths = [path for path, _ in labelled.recordings] if labelled else plan_recordings(files)
+        with Progress(console=errors, transient=True, disable=as_json) as progress:
+
+            def told(what: str) -> Callable[[int, int], None]:
+                task = progress.add_task(what, total=None)
+                return lambda done, of: progress.update(task, completed=done, total=of)
+
+            if nearest is not None:
+                library = _library(nearest, recogniser, cache)
+                failed += library.update(told("hearing the library"))
+            heard, problems = recognise_all(recogniser, paths, told("recognising"))
+        failed += problems
+        result: dict[str, Any] = {"model": recogniser.manifest.name, "failed": failed}
+        if labelled:
+            known = [(heard[path], number) for path, number in labelled.recordings if path in heard]
+            if not known:
+                raise RecogniseError(f"{files[0]}: none of its recordings can be heard ({problems[0]})")
+            evaluation = evaluate(known, [style.id for style in styles])
+            result |= {"left_out_known": labelled.known, "left_out_folders": list(labelled.foreign)}
+            result |= evaluation_values(evaluation)
+            if plot:
+                with NewFile(plot) as part:
+                    draw(part, evaluation, f"'{recogniser.manifest.name}' on {files[0]}")
+        result["files"] = [recognition_values(heard[path], styles) for path in paths if path in heard]
+        neighbours = {
+            path: library.nearest(found.embedding, count, without=file_sha256(path))
+            for path, found in heard.items()
+            if library is not None
+        }
+        for values in result["files"] if library is not None else ():
+            values["nearest"] = [asdict(neighbour) for neighbour in neighbours[Path(values["file"])]]
+    except (BundleError, ProviderError, AudioFileError, RecogniseError, OSError) as error:
+        raise _fail("cannot recognise", error) from None
+    if as_json:
+        print(json.dumps(result))
+    elif labelled:
+        console.print(evaluation_table(evaluation))
+        print(
+            f"{evaluation.accuracy:.1%} of {len(evaluation.right)} excerpts, {evaluation.mean_style_accuracy:.1%} in "
+            f"the mean of styles, {evaluation.recordings_right} of {evaluation.recordings} whole recordings; expected "
+            f"calibration error {evaluation.calibration_error:.3f}"
+        )
+        if labelled.known:
+            print(f"{labelled.known} recordings that it learned from are left out; --with-known takes them in")
+        for name in labelled.foreign:
+            console.print(f"left out: {name}, no style of '{recogniser.manifest.name}'", **PLAIN)
+    else:
+        for path, found in heard.items():
+            console.print(recognition_table(found, styles))
+            if library is not None:
+                console.print(nearest_table(found, neighbours[path]))
+    for problem in failed:
+        errors.print("[yellow]skipped:[/] ", end="")
+        errors.print(problem, **PLAIN)
+    if failed or not heard:
+        raise typer.Exit(1)
+
+
+def _library(folder: Path, recogniser: Any, cache: Path) -> Any:
+    """The index of a folder's recordings. Raises RecogniseError, also where faiss is not installed."""
+    from realtime.recognise import RecogniseError
+
+    try:
+        from realtime.nearest import RecordingLibrary
+    except ModuleNotFoundError as error:
+        raise RecogniseError(f"--nearest needs {error.name}; install it with: pip install 'restyle[nearest]'") from None
+    return RecordingLibrary(folder, recogniser, cache)
 
 
 @app.command()

@@ -32,8 +32,9 @@ from training.checkpoint import CheckpointError, load_for_export, read_checkpoin
 from training.library import ExcerptSampler, Library, load_library  # noqa: E402
 from training.models.classifier import style_loss  # noqa: E402
 from training.models.critic import critic_loss, deception_loss  # noqa: E402
+from training.objectives.base import TrainingError, learning_rate_factor  # noqa: E402
 from training.objectives.judges import Hearing, hear_judges  # noqa: E402
-from training.objectives.restore import RestoreObjective, TrainingError, learning_rate_factor  # noqa: E402
+from training.objectives.restore import RestoreObjective  # noqa: E402
 from training.recipe import OptimiserConfig, Recipe, load_recipe  # noqa: E402
 from training.train import RunOptions, RunResult, TrainingBatches, run_training, set_aside  # noqa: E402
 
@@ -520,7 +521,7 @@ def test_a_step_without_finite_gradient_changes_nothing_and_many_end_the_run(
         return dataclasses.replace(result, total=result.total * float("nan")) if bad else result
 
     monkeypatch.setattr(RestoreObjective, "restoration_loss", poisoned)
-    monkeypatch.setattr("training.objectives.restore.MAX_SKIPPED_STEPS", 5)
+    monkeypatch.setattr("training.objectives.base.MAX_SKIPPED_STEPS", 5)
     with pytest.raises(TrainingError, match=r"no finite gradient in 5 steps .* lower optimiser\.learning_rate"):
         run(place, recipe)
     state = read_checkpoint(place / "run" / "last.ckpt")["state_dict"]

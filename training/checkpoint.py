@@ -18,6 +18,7 @@ from torch import Tensor
 
 from training.models.encoder import StyleEncoder
 from training.models.generator import Generator, SpectrumGenerator, make_generator
+from training.models.streaming_recogniser import StreamingRecogniser
 from training.recipe import Recipe, RecipeError, recipe_from_dict
 
 CHECKPOINT_KEY = "restyle"
@@ -35,6 +36,15 @@ class TrainedModel:
     generator: Generator | SpectrumGenerator  # in evaluation mode, on the CPU; averaged weights where the run averaged
     encoder: StyleEncoder | None  # likewise, if the run trained one
     style_vectors: Tensor
+    recipe: Recipe
+    card: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainedRecogniser:
+    """What the export of a recogniser needs."""
+
+    recogniser: StreamingRecogniser  # in evaluation mode, on the CPU; averaged weights where the run averaged
     recipe: Recipe
     card: dict[str, Any]
 
@@ -121,7 +131,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def changed_fields(then: Recipe, now: Recipe) -> list[str]:
     """Fields that a resumed run may not change, as 'field: old -> new'."""
     changed = [] if then.objective == now.objective else [f"objective: {then.objective} -> {now.objective}"]
-    for section in ("spectral", "model"):
+    for section in ("spectral", "model", "recogniser"):
         old, new = getattr(then, section), getattr(now, section)
         changed += [
             f"{section}.{item.name}: {getattr(old, item.name)} -> {getattr(new, item.name)}"
@@ -207,6 +217,25 @@ def load_for_export(path: Path) -> TrainedModel:
             f"{recipe.model.style_dim} numbers; the file is damaged, train again"
         )
     return TrainedModel(generator.eval().requires_grad_(False), encoder, vectors, recipe, card)
+
+
+def load_recogniser(path: Path) -> TrainedRecogniser:
+    """The trained recogniser with everything that travels with it. Raises CheckpointError."""
+    checkpoint = read_checkpoint(path)
+    card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
+    prefix = "average_" if any(name.startswith("average_") for name in state) else ""
+    try:
+        recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")
+        recogniser = StreamingRecogniser(recipe.spectral, recipe.recogniser, len(recipe.style))
+        recogniser.load_state_dict(_part(state, f"{prefix}recogniser."))
+    except (RecipeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
+    return TrainedRecogniser(recogniser.eval().requires_grad_(False), recipe, card)
+
+
+def trained_objective(path: Path) -> str:
+    """What the run of this checkpoint learned. Raises CheckpointError."""
+    return str(read_checkpoint(path)[CHECKPOINT_KEY].get("objective", ""))
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -153,7 +153,7 @@ def train(
 
         from training.checkpoint import CheckpointError
         from training.library import LibraryError, load_library
-        from training.objectives.restore import TrainingError
+        from training.objectives.base import TrainingError
         from training.phrases import PhraseError, render_phrases
         from training.recipe import RecipeError, load_recipe
         from training.train import RunOptions, resume_point, run_training, set_aside
@@ -214,9 +214,13 @@ def train(
         return
     ending = {"steps": "done", "time": "stopped: time is over", "signal": "stopped by a signal"}[result.ended_by]
     console.print(f"{ending}: step {result.steps} of {plan.trainer.steps}, {result.wall_seconds / 60:.1f} minutes")
-    if "validation/loss" in result.metrics:
-        loss, unchanged = result.metrics["validation/loss"], result.metrics["validation/unchanged"]
+    metrics = result.metrics
+    if "validation/unchanged" in metrics:
+        loss, unchanged = metrics["validation/loss"], metrics["validation/unchanged"]
         console.print(f"validation loss {loss:.4f} (input unchanged: {unchanged:.4f})")
+    elif "validation/accuracy" in metrics:
+        accuracy, error = metrics["validation/accuracy"], metrics["validation/expected_calibration_error"]
+        console.print(f"validation accuracy {accuracy:.1%}, expected calibration error {error:.3f}")
     if result.ended_by != "steps":
         console.print("the same command goes on from here")
     best = result.best_checkpoint or result.last_checkpoint

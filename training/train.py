@@ -31,7 +31,8 @@ from training.augment import raw_samples
 from training.checkpoint import AtomicCheckpointIO, check_resumable, load_beginning
 from training.library import ExcerptSampler, Library
 from training.objectives import objective_class
-from training.objectives.restore import Batch, TrainingError
+from training.objectives.base import TrainingError
+from training.objectives.restore import Batch
 from training.phrases import PhraseBank, PhraseSampler
 from training.recipe import Recipe
 
@@ -162,7 +163,9 @@ class RecordingsModule(LightningDataModule):
     def __init__(self, library: Library, recipe: Recipe, phrases: PhraseBank | None = None) -> None:
         super().__init__()
         self.library, self.recipe, self.phrases = library, recipe, phrases
-        self.validation = validation_batches(library, recipe)
+        # An objective that validates on something else says so.
+        chosen = getattr(objective_class(recipe.objective), "validation_batches", validation_batches)
+        self.validation: list[Batch] = chosen(library, recipe)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None

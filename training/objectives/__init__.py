@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
-OBJECTIVES: dict[str, str] = {"restore": "training.objectives.restore:RestoreObjective"}
+OBJECTIVES: dict[str, str] = {
+    "restore": "training.objectives.restore:RestoreObjective",
+    "recognise": "training.objectives.recognise:RecogniseObjective",
+}
 
 
 def objective_class(name: str) -> type:

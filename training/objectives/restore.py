@@ -8,43 +8,31 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
-import math
-import platform
-import time
 from itertools import chain, count
 from typing import Any, NamedTuple
 
-import lightning
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from training.augment import Pair, make_pair, make_true_pair, steady_tones
-from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, Beginning, CheckpointError
+from training.checkpoint import Beginning, CheckpointError
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
 from training.models.classifier import StyleClassifier
 from training.models.critic import Critic
 from training.models.encoder import StyleEncoder
 from training.models.generator import Generator, make_generator
+from training.objectives.base import Objective, learning_rate_factor
 from training.objectives.judges import Hearing, hear_judges
-from training.recipe import OptimiserConfig, Recipe
+from training.recipe import Recipe
 
-log = logging.getLogger(__name__)
-
-MAX_SKIPPED_STEPS = 20
 TONE_ROWS, TONE_SECONDS = 4, 0.4
 JUDGES = ("critic.", "classifier.")
 AS_IS_SHARE = 0.5  # of crossed rows: on stage nothing is disguised
 TOGETHER_SHARE = 0.3  # of those
 STYLE_ROWS = ("styles.weight", ".score.weight", ".score.bias")  # names of weights that have one row per style end so
 OPTIONAL_PARTS = ("encoder.", "average_encoder.", *JUDGES)  # a recipe may bring them into a run or leave them out
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot start or cannot go on; the text names the remedy."""
 
 
 class Batch(NamedTuple):
@@ -66,14 +54,6 @@ def on_device(state: Any, device: torch.device) -> Any:
     )
 
 
-def learning_rate_factor(step: int, steps: int, config: OptimiserConfig) -> float:
-    """Share of the full rate at ``step``: a straight rise, then half a cosine down to the final fraction."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
-    return config.final_fraction + (1.0 - config.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
 def _optimiser_groups(names: list[str]) -> list[list[str]]:
     """Which weights are learned together, from the names of all: all but the judges', then each judge's, if any."""
     learned = [name for name in names if not name.startswith("average_")]
@@ -82,7 +62,7 @@ def _optimiser_groups(names: list[str]) -> list[list[str]]:
     return [rest, *(group for group in judges if group)]
 
 
-class RestoreObjective(LightningModule):
+class RestoreObjective(Objective):
     """Generator, table of style vectors, hiding and losses; a moving average of the weights, if the recipe wants it.
 
     So are a style encoder, which hears from a recording what the table knows by name, and two judges: a critic and a
@@ -91,8 +71,7 @@ class RestoreObjective(LightningModule):
 
     def __init__(self, recipe: Recipe, card: dict[str, Any]) -> None:
         """``card``: plain values for the model card that the recipe does not know (splits, hashes)."""
-        super().__init__()
-        self.recipe, self.card = recipe, card
+        super().__init__(recipe, card)
         self.generator = make_generator(recipe.spectral, recipe.model)
         self.styles = nn.Embedding(len(recipe.style), recipe.model.style_dim)  # starts as normal, variance 1
         rate = recipe.spectral.sample_rate
@@ -109,10 +88,6 @@ class RestoreObjective(LightningModule):
             if recipe.encoder.share:
                 self.average_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.loss = SpectralLoss(recipe.loss, recipe.spectral.sample_rate)
-        self.metrics: dict[str, float] = {}
-        self._skipped_steps = 0  # in a row
-        self._wall_seconds_before = 0.0
-        self._started = time.monotonic()
         self._heard: list[tuple[Tensor, LossTerms, Tensor]] = []
         self._media: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
@@ -309,23 +284,6 @@ class RestoreObjective(LightningModule):
         for group in optimizer.param_groups if gradient_clip_val else ():
             torch.nn.utils.clip_grad_norm_(group["params"], float(gradient_clip_val or 0.0))
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """One step without finite gradients is passed over; many in a row end the run while the weights are sound."""
-        del optimizer
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
-            self._skipped_steps = 0
-            return
-        self._skipped_steps += 1
-        log.warning("step %d: the gradient is not finite, the step is skipped", self.global_step)
-        for parameter in self.parameters():
-            parameter.grad = None  # zeros would still let momentum and weight decay move the weights
-        if self._skipped_steps >= MAX_SKIPPED_STEPS:
-            raise TrainingError(
-                f"no finite gradient in {MAX_SKIPPED_STEPS} steps in a row; the last checkpoint is sound: "
-                "lower optimiser.learning_rate and run again"
-            )
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.averaging:
@@ -385,50 +343,9 @@ class RestoreObjective(LightningModule):
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
-    @property
-    def wall_seconds(self) -> float:
-        """Time spent training, over all runs that led here."""
-        return self._wall_seconds_before + time.monotonic() - self._started
-
-    def on_train_start(self) -> None:
-        self._started = time.monotonic()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CHECKPOINT_KEY] = {
-            "format": CHECKPOINT_FORMAT,
-            "recipe": self.recipe.as_dict(),
-            "objective": self.recipe.objective,
-            "styles": [dataclasses.asdict(style) for style in self.recipe.style],
-            **self.card,
-            "steps": int(self.global_step),
-            "wall_seconds": round(self.wall_seconds, 1),
-            "metrics": dict(self.metrics),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "lightning": str(lightning.__version__),
-            },
-        }
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        card, ours, theirs = checkpoint[CHECKPOINT_KEY], self.state_dict(), checkpoint["state_dict"]
         self._fit_optional_parts(checkpoint)
-        shapes = {name: tuple(value.shape) for name, value in ours.items()}
-        found = {name: tuple(value.shape) for name, value in theirs.items()}
-        if shapes != found:
-            wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
-            raise CheckpointError(
-                f"{self.trainer.ckpt_path}: state_dict.{wrong[0]}: has shape {found.get(wrong[0])}, "
-                f"this version's model {shapes.get(wrong[0])}; start anew with --fresh"
-            )
-        self._wall_seconds_before = float(card["wall_seconds"])
-        self.metrics = dict(card["metrics"])
-        if "began_with" in card:
-            self.card["began_with"] = card["began_with"]
-        self._remember_recordings(card.get("recordings", {}))
-        # The stored schedule would bring back the old rate where the recipe names a new one.
-        for schedule, state in zip(checkpoint["lr_schedulers"], checkpoint["optimizer_states"], strict=True):
-            schedule["base_lrs"] = list(self._learning_rates()[: len(state["param_groups"])])
+        super().on_load_checkpoint(checkpoint)
 
     def _fit_optional_parts(self, checkpoint: dict[str, Any]) -> None:
         """Give ``checkpoint`` the optional parts that this recipe adds, as they start; take out those it leaves out."""
@@ -453,22 +370,6 @@ class RestoreObjective(LightningModule):
             }
             for names, rate in zip(groups, self._learning_rates(), strict=False)
         ]
-
-    def _remember_recordings(self, earlier: dict[str, Any]) -> None:
-        """What earlier runs trained on stays listed as such, also where folders have changed since."""
-        for style, now in self.card.get("recordings", {}).items():
-            listed = {item["audio_sha256"] for item in now["train"]}
-            heard = [item for item in earlier.get(style, {}).get("train", []) if item["audio_sha256"] not in listed]
-            now["train"] = [*now["train"], *heard]
-            unheard = {item["audio_sha256"] for split in ("validation", "test") for item in now[split]}
-            count = sum(item["audio_sha256"] in unheard for item in heard)
-            if count:
-                log.warning(
-                    "style '%s': its folder has changed; %d recordings now held out were trained on before, "
-                    "so its figures flatter: start anew with --fresh to have true ones",
-                    style,
-                    count,
-                )
 
     # -- TensorBoard --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,135 @@
+"""What every objective shares: the clock, the checkpoint's card, going on from it, and steps that are not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import platform
+import time
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import LightningModule
+
+from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, Beginning, CheckpointError
+from training.recipe import OptimiserConfig, Recipe
+
+log = logging.getLogger(__name__)
+
+MAX_SKIPPED_STEPS = 20
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot start or cannot go on; the text names the remedy."""
+
+
+def learning_rate_factor(step: int, steps: int, config: OptimiserConfig) -> float:
+    """Share of the full rate at ``step``: a straight rise, then half a cosine down to the final fraction."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    return config.final_fraction + (1.0 - config.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class Objective(LightningModule):
+    """A LightningModule with a recipe. What it learns and from what is left to those that inherit from it."""
+
+    def __init__(self, recipe: Recipe, card: dict[str, Any]) -> None:
+        """``card``: plain values for the model card that the recipe does not know (splits, hashes)."""
+        super().__init__()
+        self.recipe, self.card = recipe, card
+        self.metrics: dict[str, float] = {}
+        self._skipped_steps = 0  # in a row
+        self._wall_seconds_before = 0.0
+        self._started = time.monotonic()
+
+    def begin_with(self, beginning: Beginning) -> None:
+        """Take over what another run learned; call before training. Raises CheckpointError where that cannot be."""
+        raise CheckpointError(
+            f"{beginning.path}: objective '{self.recipe.objective}' begins with no other run; leave out --from"
+        )
+
+    def _learning_rates(self) -> tuple[float, ...]:
+        """Of each group of weights that there can be."""
+        return (self.recipe.optimiser.learning_rate,)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """One step without finite gradients is passed over; many in a row end the run while the weights are sound."""
+        del optimizer
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            self._skipped_steps = 0
+            return
+        self._skipped_steps += 1
+        log.warning("step %d: the gradient is not finite, the step is skipped", self.global_step)
+        for parameter in self.parameters():
+            parameter.grad = None  # zeros would still let momentum and weight decay move the weights
+        if self._skipped_steps >= MAX_SKIPPED_STEPS:
+            raise TrainingError(
+                f"no finite gradient in {MAX_SKIPPED_STEPS} steps in a row; the last checkpoint is sound: "
+                "lower optimiser.learning_rate and run again"
+            )
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time spent training, over all runs that led here."""
+        return self._wall_seconds_before + time.monotonic() - self._started
+
+    def on_train_start(self) -> None:
+        self._started = time.monotonic()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT_KEY] = {
+            "format": CHECKPOINT_FORMAT,
+            "recipe": self.recipe.as_dict(),
+            "objective": self.recipe.objective,
+            "styles": [dataclasses.asdict(style) for style in self.recipe.style],
+            **self.card,
+            "steps": int(self.global_step),
+            "wall_seconds": round(self.wall_seconds, 1),
+            "metrics": dict(self.metrics),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "lightning": str(lightning.__version__),
+            },
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        card, ours, theirs = checkpoint[CHECKPOINT_KEY], self.state_dict(), checkpoint["state_dict"]
+        shapes = {name: tuple(value.shape) for name, value in ours.items()}
+        found = {name: tuple(value.shape) for name, value in theirs.items()}
+        if shapes != found:
+            wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+            raise CheckpointError(
+                f"{self.trainer.ckpt_path}: state_dict.{wrong[0]}: has shape {found.get(wrong[0])}, "
+                f"this version's model {shapes.get(wrong[0])}; start anew with --fresh"
+            )
+        self._wall_seconds_before = float(card["wall_seconds"])
+        self.metrics = dict(card["metrics"])
+        if "began_with" in card:
+            self.card["began_with"] = card["began_with"]
+        self._remember_recordings(card.get("recordings", {}))
+        # The stored schedule would bring back the old rate where the recipe names a new one.
+        for schedule, state in zip(checkpoint["lr_schedulers"], checkpoint["optimizer_states"], strict=True):
+            schedule["base_lrs"] = list(self._learning_rates()[: len(state["param_groups"])])
+
+    def _remember_recordings(self, earlier: dict[str, Any]) -> None:
+        """What earlier runs trained on stays listed as such, also where folders have changed since."""
+        for style, now in self.card.get("recordings", {}).items():
+            listed = {item["audio_sha256"] for item in now["train"]}
+            heard = [item for item in earlier.get(style, {}).get("train", []) if item["audio_sha256"] not in listed]
+            now["train"] = [*now["train"], *heard]
+            unheard = {item["audio_sha256"] for split in ("validation", "test") for item in now[split]}
+            count = sum(item["audio_sha256"] in unheard for item in heard)
+            if count:
+                log.warning(
+                    "style '%s': its folder has changed; %d recordings now held out were trained on before, "
+                    "so its figures flatter: start anew with --fresh to have true ones",
+                    style,
+                    count,
+                )
