@@ -227,7 +227,8 @@ class Generator(SteeredBody):
     def decide(
         self, heard: Tensor, style: Tensor, state: GruState | ConvolutionsState
     ) -> tuple[Tensor, GruState | ConvolutionsState]:
-        """Spectra of the windowed input [batch, n, re|im, bins] -> gains at hop ends, in nepers [batch, n, signals, bands]."""
+        """Spectra of the windowed input [batch, n, re|im, bins] -> gains in nepers at hop ends [batch, n, signals,
+        bands]."""
         decided, state = self.steered(heard, style, state)
         return decided.clamp(-9.0, 3.5).unflatten(2, (-1, self.config.band_count)), state
 
