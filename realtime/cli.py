@@ -163,9 +163,11 @@ def info(
         f"{spec.synthesis_window_samples}; latency {manifest.latency_samples} samples "
         f"({1e3 * manifest.latency_samples / spec.sample_rate:.2f} ms); {manifest.weight_count:,} weights"
     )
-    table = Table("style", "label", "MIDI program", "loudness LUFS")
+    made = manifest.kind == "transfer"  # other kinds have no sound of their own
+    table = Table("style", "label", "MIDI program", *(["loudness LUFS"] if made else []))
     for style in manifest.styles:
-        table.add_row(escape(style.id), escape(style.label), str(style.program), f"{style.loudness_lufs:.1f}")
+        loudness = [f"{style.loudness_lufs:.1f}"] if made else []
+        table.add_row(escape(style.id), escape(style.label), str(style.program), *loudness)
     console.print(table)
     states = ", ".join(f"{state.name} {list(state.shape)}" for state in manifest.states)
     console.print(f"states: {states}", **PLAIN)

@@ -74,6 +74,8 @@ class EmbeddingIndex:
 
     def nearest(self, embedding: NDArray[np.float32], count: int) -> list[tuple[str, float]]:
         """Hashes of the recordings nearest to an embedding [E] of length 1, with the cosine of the angle between."""
+        if not len(self):
+            return []
         similarities, ids = self._index.search(np.ascontiguousarray(embedding[None], np.float32), min(count, len(self)))
         return [(self._keys[i], float(s)) for i, s in zip(ids[0].tolist(), similarities[0], strict=True)]
 

@@ -34,11 +34,12 @@ def at_speeds(audio: Tensor, semitones: Tensor, samples: int) -> Tensor:
 
     By straight lines between samples: what that dulls and mirrors lies above the bands that are looked at.
     """
-    ratio = 2.0 ** (semitones.double() / 12.0)
-    place = ratio[:, None] * torch.arange(samples, device=audio.device)
-    before = place.long()
-    share = (place - before).to(audio.dtype)
-    return torch.lerp(audio.gather(1, before), audio.gather(1, before + 1), share)
+    sizes = (samples * 2.0 ** (semitones / 12.0)).round().int().tolist()
+    moved = [
+        nn.functional.interpolate(row[None, None, :size], size=samples, mode="linear", align_corners=True)[0]
+        for row, size in zip(audio, sizes, strict=True)
+    ]
+    return torch.cat(moved)
 
 
 def fit_temperature(scores: NDArray[np.float32], style: NDArray[np.int64]) -> float:
