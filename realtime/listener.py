@@ -13,15 +13,17 @@ import time
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, BundleError, read_bundle
-from realtime.recognise import SILENT_DBFS, Recogniser
 from realtime.ring import Mailbox, Ring
 from realtime.worker import interrupts_held
+
+if TYPE_CHECKING:
+    from realtime.recognise import Recogniser
 
 RING_FRAMES = 96_000
 REST_S = 0.02
@@ -31,6 +33,8 @@ SHORTEST_LIFE_S = 2.0
 LIVES = 3
 """So many listeners in a row may end within SHORTEST_LIFE_S; then there is none."""
 SIDES = 2
+SILENT_POWER = 1e-6
+"""Mean square, -60 dBFS: what is quieter is a pause."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ def listener_process(model: Path, ring_name: str, mailbox_name: str, sample_rate
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C
     with contextlib.suppress(OSError, AttributeError):
         os.nice(19)
+    from realtime.recognise import Recogniser  # not before: loading it is work too
+
     ear = Ear(Recogniser(read_bundle(model)), sample_rate)
     ring, mailbox = Ring.attach(ring_name), Mailbox.attach(mailbox_name)
     ring.pop()  # what was played while the model loaded is old
@@ -156,7 +162,7 @@ class Listener:
         said = []
         for power, row in zip(values[:SIDES], values[SIDES:].reshape(SIDES, -1), strict=True):
             number = int(row.argmax())
-            playing = power > 10.0 ** (SILENT_DBFS / 10.0)
+            playing = power > SILENT_POWER
             said.append((styles[number].label, float(row[number])) if playing else None)
         return Heard(*said)
 

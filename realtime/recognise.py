@@ -45,6 +45,11 @@ def cut_excerpts(blocks: Iterable[NDArray[np.float32]], samples: int) -> Iterato
         yield rest
 
 
+def after_silence(excerpt: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
+    """An excerpt that is too short, with silence before it and none after: [samples] that end as it does."""
+    return np.pad(excerpt, (samples - len(excerpt), 0))
+
+
 def level_dbfs(audio: NDArray[np.float32]) -> float:
     """Root mean square of [samples] in dBFS, not below -200."""
     return 10.0 * float(np.log10(max(float(np.square(audio, dtype=np.float64).mean()), 1e-20)))
@@ -117,7 +122,7 @@ class Recogniser:
 
     def judge(self, excerpts: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Excerpts [up to excerpt_samples] -> probabilities [count, styles] and embeddings [count, E], each afresh."""
-        padded = np.stack([np.pad(excerpt, (0, self.excerpt_samples - len(excerpt))) for excerpt in excerpts])
+        padded = np.stack([after_silence(excerpt, self.excerpt_samples) for excerpt in excerpts])
         probabilities, embeddings, _ = self.step(padded, self.silence(len(padded)))
         return probabilities, embeddings
 

@@ -56,11 +56,11 @@ pitch_semitones = 1.0
 learning_rate = 0.02
 warmup_steps = 2
 [trainer]
-steps = 24
+steps = 40
 batch_size = 8
 average_decay = 0.8
-validation_every_steps = 12
-checkpoint_every_steps = 12
+validation_every_steps = 20
+checkpoint_every_steps = 20
 log_every_steps = 6
 {SAX_STYLE}[[style]]
 id = "vibraphone"
@@ -123,7 +123,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Train
 
 def test_the_run_says_how_it_fares_on_recordings_held_out(trained: Trained) -> None:
     metrics = trained.said["metrics"]
-    assert trained.said["steps"] == 24
+    assert trained.said["steps"] == 40
     assert 0.0 <= metrics["validation/expected_calibration_error"] <= 1.0
     assert metrics["validation/accuracy"] > 0.5 and metrics["validation/loss"] < math.log(2.0)
     assert 0.1 <= metrics["validation/temperature"] <= 10.0
@@ -200,9 +200,9 @@ def test_the_command_recognises_with_it_and_leaves_out_what_it_learned_from(trai
 
 
 def test_a_run_goes_on_where_it_stopped_and_begins_with_no_other(trained: Trained) -> None:
-    more = trained.train("--json", "--set", "trainer.steps=26")
+    more = trained.train("--json", "--set", "trainer.steps=42")
     assert more.exit_code == 0, more.output
-    assert json.loads(more.stdout)["steps"] == 26
+    assert json.loads(more.stdout)["steps"] == 42
     other = ["--fresh", "--from", trained.said["last_checkpoint"]]
     refused = trained.train(*other)
     assert refused.exit_code == 1 and "begins with no other run" in refused.output.replace("\n", "")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from realtime.recognise import cut_excerpts, expected_calibration_error, level_dbfs, loud_enough
+from realtime.recognise import after_silence, cut_excerpts, expected_calibration_error, level_dbfs, loud_enough
 from training.library import Library, Recording
 from training.models.classifier import LABEL_SMOOTHING, hidden_stretch, played_elsewhere
 from training.models.streaming_recogniser import Recognition, StreamingRecogniser
@@ -25,7 +25,7 @@ from training.objectives.restore import Batch, on_device
 from training.recipe import Recipe
 
 COLOURED_SHARE = 0.7  # of training rows; the others are heard as they are, at another speed
-DECISIONS = 3  # moments of an excerpt, the last its end, at each of which the style should be known
+EARLIEST_SHARE = 1 / 12  # of an excerpt: from here on a style may have to be known
 TEMPERATURES = (0.1, 10.0)
 
 
@@ -40,6 +40,13 @@ def at_speeds(audio: Tensor, semitones: Tensor, samples: int) -> Tensor:
         for row, size in zip(audio, sizes, strict=True)
     ]
     return torch.cat(moved)
+
+
+def decision_hops(hops: int, random: np.random.Generator) -> list[int]:
+    """When an excerpt's style should be known: at its end, and at two moments before, so that little sound will do."""
+    middle = max(1, hops // 2)
+    early, late = random.integers(round(EARLIEST_SHARE * hops), middle), random.integers(middle, max(middle + 1, hops))
+    return [int(early), min(int(late), hops - 1), hops - 1]
 
 
 def fit_temperature(scores: NDArray[np.float32], style: NDArray[np.int64]) -> float:
@@ -59,7 +66,7 @@ def recording_excerpts(recording: Recording, samples: int, most: int) -> list[ND
     loud = loud_enough([level_dbfs(excerpt) for excerpt in found])
     found = [excerpt for excerpt, is_loud in zip(found, loud, strict=True) if is_loud]
     chosen = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int))
-    return [np.pad(found[i], (0, samples - len(found[i]))) for i in chosen.tolist()]
+    return [after_silence(found[i], samples) for i in chosen.tolist()]
 
 
 class RecogniseObjective(Objective):
@@ -121,10 +128,9 @@ class RecogniseObjective(Objective):
         del batch_idx
         random = torch.Generator(device=batch.raw.device).manual_seed(batch.seed)
         scores = self.hear(batch.raw, random).scores
-        hops = scores.shape[1]
-        moments = [math.ceil(hops * part / DECISIONS) - 1 for part in range(1, DECISIONS + 1)]
+        moments = decision_hops(scores.shape[1], np.random.default_rng(batch.seed))
         said = scores[:, moments].flatten(0, 1)
-        style = batch.style.repeat_interleave(DECISIONS)
+        style = batch.style.repeat_interleave(len(moments))
         loss = nn.functional.cross_entropy(said, style, label_smoothing=LABEL_SMOOTHING)
         right = (scores[:, -1].argmax(dim=1) == batch.style).float().mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.style))
