@@ -524,7 +524,7 @@ def recognise(
         except OSError as error:
             raise _fail("cannot write", f"{plot}: {error.strerror}; choose another file") from None
     failed: list[str] = []
-    library = labelled = None
+    library = labelled = evaluation = None
     try:
         recogniser = Recogniser(read_bundle(_recogniser(model)), provider)
         styles = recogniser.manifest.styles
@@ -567,7 +567,7 @@ def recognise(
         raise _fail("cannot recognise", error) from None
     if as_json:
         print(json.dumps(result))
-    elif labelled:
+    elif labelled and evaluation:
         console.print(evaluation_table(evaluation))
         print(
             f"{evaluation.accuracy:.1%} of {len(evaluation.right)} excerpts, {evaluation.mean_style_accuracy:.1%} in "

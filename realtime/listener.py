@@ -69,7 +69,7 @@ class Ear:
 
             self._resampler = soxr.ResampleStream(sample_rate, self._rate, SIDES, dtype="float32", quality="LQ")
         self.power = np.zeros(SIDES)
-        self.probabilities = np.zeros((SIDES, len(recogniser.manifest.styles)))
+        self.probabilities = np.zeros((SIDES, len(recogniser.manifest.styles)), np.float32)
 
     def hear(self, frames: NDArray[np.float32]) -> bool:
         """frames [n, 2 * channels], inputs and then outputs; whether ``power`` and ``probabilities`` are new."""
@@ -101,7 +101,7 @@ def listener_process(model: Path, ring_name: str, mailbox_name: str, sample_rate
     while os.getppid() == parent:
         frames = ring.pop()
         if len(frames) and ear.hear(frames):
-            mailbox.write(np.concatenate([ear.power, ear.probabilities.ravel()]))
+            mailbox.write(np.concatenate([ear.power, ear.probabilities.ravel()]).astype(np.float64))
         time.sleep(REST_S)
     os._exit(0)  # arrays still point into shared memory, and nobody is left to read of it
 

@@ -33,9 +33,8 @@ def recogniser(seed: int = 0) -> StreamingRecogniser:
     net = StreamingRecogniser(SPEC, TINY, STYLES)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.1, 0.5)
+            module.get_buffer("running_mean").uniform_(-0.2, 0.2)
+            module.get_buffer("running_var").uniform_(0.1, 0.5)
     return net.eval()
 
 

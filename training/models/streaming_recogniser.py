@@ -178,11 +178,12 @@ class StreamingRecogniser(nn.Module):
             analysis_window_samples=spec.analysis_window_samples // SHORT_SHARE,
         )
         self.mels = nn.ModuleList(MelPower(each, config) for each in (spec, short))
-        layers, inputs, bands = [], len(self.mels), config.band_count
+        layers: list[CausalConvolution] = []
+        inputs, bands = len(self.mels), config.band_count
         for outputs, over_time in zip(config.channels, (1, FRAMES_PER_HOP, 1, 1), strict=True):
             layers.append(CausalConvolution(inputs, outputs, bands, over_time))
             inputs, bands = outputs, (bands + 1) // 2
-        self.layers = nn.ModuleList(layers)
+        self.first, self.second, self.third, self.fourth = layers
         self.gather = nn.Sequential(
             nn.Conv1d(inputs * bands, config.feature_count, 1, bias=False), nn.BatchNorm1d(config.feature_count)
         )
@@ -195,10 +196,13 @@ class StreamingRecogniser(nn.Module):
     def init_state(self, batch: int) -> StreamingRecogniserState:
         frames, hops = FRAMES_PER_HOP * self.window_hops - 1, self.window_hops - 1
         return StreamingRecogniserState(
-            self.framer.init_state(batch),
-            torch.zeros(batch, frames),
-            *(layer.init_state(batch) for layer in self.layers),  # pyright: ignore[reportCallIssue]
-            torch.zeros(batch, self.config.feature_count + 1, hops),
+            framer=self.framer.init_state(batch),
+            peak=torch.zeros(batch, frames),
+            first=self.first.init_state(batch),
+            second=self.second.init_state(batch),
+            third=self.third.init_state(batch),
+            fourth=self.fourth.init_state(batch),
+            found=torch.zeros(batch, self.config.feature_count + 1, hops),
         )
 
     def forward(
@@ -228,10 +232,10 @@ class StreamingRecogniser(nn.Module):
     def recognise(self, seen: Tensor, state: StreamingRecogniserState) -> tuple[Recognition, StreamingRecogniserState]:
         """What ``relate`` gives -> what is said of it, and the state but for the parts of ``listen`` and ``relate``."""
         audible = seen.amax(dim=(1, 2)).unflatten(1, (-1, FRAMES_PER_HOP)).amax(dim=2)  # [batch, n]
-        x, pasts = seen, []
-        for layer, past in zip(self.layers, (state.first, state.second, state.third, state.fourth), strict=True):
-            x, past = layer(x, past)
-            pasts.append(past)
+        x, first = self.first(seen, state.first)
+        x, second = self.second(x, state.second)
+        x, third = self.third(x, state.third)
+        x, fourth = self.fourth(x, state.fourth)
         found = torch.relu(self.gather(x.flatten(1, 2))) * audible[:, None]  # [batch, features, n]
         found = torch.cat([state.found, torch.cat([found, audible[:, None]], dim=1)], dim=2)
         sums = nn.functional.avg_pool1d(found, self.window_hops, stride=1)
@@ -239,5 +243,6 @@ class StreamingRecogniser(nn.Module):
         highest = nn.functional.max_pool1d(found[:, :-1], self.window_hops, stride=1)
         summary = torch.cat([mean, highest], dim=1).transpose(1, 2)  # [batch, n, 2 * features]
         embedding = self.embed(self.dropout(summary))
-        state = StreamingRecogniserState(state.framer, state.peak, *pasts, found[:, :, -state.found.shape[2] :])
+        found = found[:, :, -state.found.shape[2] :]
+        state = StreamingRecogniserState(state.framer, state.peak, first, second, third, fourth, found)
         return Recognition(self.classify(embedding), embedding), state
