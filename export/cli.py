@@ -26,10 +26,17 @@ def export(
     logging.basicConfig(level=logging.ERROR)
     try:
         from export.notes import export_composer
+        from export.recogniser import export_recogniser
         from export.verify import VerifyError
         from export.writer import export_checkpoint
         from realtime.bundle import BundleError
-        from training.checkpoint import CheckpointError, load_composer, load_for_export, objective_of
+        from training.checkpoint import (
+            CheckpointError,
+            load_composer,
+            load_for_export,
+            load_recogniser,
+            objective_of,
+        )
     except ModuleNotFoundError as error:
         console.print(f"[red]export needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
         raise typer.Exit(1) from None
@@ -37,9 +44,13 @@ def export(
         raise _refusal(console, f"{model}: a model file ends in .onnx", code=2)
     try:
         with console.status("tracing, measuring and verifying"):
-            if objective_of(checkpoint) == "compose":
+            objective = objective_of(checkpoint)
+            if objective == "compose":
                 result = export_composer(load_composer(checkpoint), model, description)
                 extent = f"in the logits of {result.events} events"
+            elif objective == "recognise":
+                result = export_recogniser(load_recogniser(checkpoint), model, description)
+                extent = f"over {result.hops} hops"
             else:
                 result = export_checkpoint(load_for_export(checkpoint), model, description)
                 extent = f"of full scale over {result.hops} hops"

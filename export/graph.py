@@ -48,6 +48,19 @@ class _Flat(nn.Module):
         return (out, *(t for _, t in state_tensors(state)))
 
 
+class _FlatRecogniser(nn.Module):
+    """A recogniser with its state as a flat list of tensors; what it says after the last hop is enough."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.like = model.init_state(1)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, audio: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        (probabilities, embedding), state = self.model(audio, state_from_tensors(self.like, iter(states)))
+        return (probabilities[:, -1], embedding[:, -1], *(t for _, t in state_tensors(state)))
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without what torch's exporter says about itself: packages that it would know too, and how it will change."""
@@ -87,27 +100,42 @@ def build_graph(model: nn.Module, style_dim: int, hop_samples: int) -> onnx.Mode
     ONNX does not allow to be called ``audio`` too, and ``next.*``.
     """
     model = model.eval()
+    return _trace(_Flat(model), model, {"style": style_dim}, ["audio_out"], hop_samples)
+
+
+def build_recogniser_graph(model: nn.Module, hop_samples: int) -> onnx.ModelProto:
+    """Trace a recogniser: inputs ``audio [channels, n*hop]`` and ``state.*``, outputs ``probabilities [channels,
+    styles]`` and ``embedding [channels, embedding_dim]`` after the last hop, and ``next.*``."""
+    model = model.eval()
+    return _trace(_FlatRecogniser(model), model, {}, ["probabilities", "embedding"], hop_samples)
+
+
+def _trace(
+    flat: nn.Module, model: nn.Module, vectors: dict[str, int], outputs: list[str], hop_samples: int
+) -> onnx.ModelProto:
+    """``flat`` as a graph: audio, ``vectors`` (name -> size) and states in, ``outputs`` and states out."""
     # Example sizes that are neither 0 nor 1 nor equal to any other size, which torch.export would take for constants.
     channels, hops = 3, 5
     state = model.init_state(channels)  # pyright: ignore[reportCallIssue]
     names = [name for name, _ in state_tensors(state)]
     arguments = (
         torch.zeros(channels, hops * hop_samples),
-        torch.zeros(channels, style_dim),
+        *(torch.zeros(channels, size) for size in vectors.values()),
         *(t for _, t in state_tensors(state)),
     )
     batch = torch.export.Dim("channels", min=1, max=4096)
     count = torch.export.Dim("n", min=1, max=65536)
-    shapes = ({0: batch, 1: hop_samples * count}, {0: batch}, tuple({0: batch} for _ in names))
+    leading = tuple({0: batch} for _ in vectors)
+    shapes = ({0: batch, 1: hop_samples * count}, *leading, tuple({0: batch} for _ in names))
     with quietly(), torch.no_grad():
         program = torch.onnx.export(
-            _Flat(model),
+            flat,
             arguments,
             dynamo=True,
             dynamic_shapes=shapes,
             opset_version=OPSET,
-            input_names=["audio", "style", *(f"state.{name}" for name in names)],
-            output_names=["audio_out", *(f"next.{name}" for name in names)],
+            input_names=["audio", *vectors, *(f"state.{name}" for name in names)],
+            output_names=[*outputs, *(f"next.{name}" for name in names)],
             external_data=False,
             verbose=False,
         )

@@ -35,7 +35,7 @@ from realtime.controls import PARAMETERS
 from realtime.files import NewFile
 from realtime.loudness import at_common_loudness, loudness_lufs, reference_playings
 from realtime.spectral import SpectralSpec
-from training.checkpoint import TrainedComposer, TrainedModel, lineage
+from training.checkpoint import TrainedComposer, TrainedModel, TrainedRecogniser, lineage
 from training.models.encoder import CLIP_SAMPLES
 
 GOLDEN_HOPS = 64
@@ -117,23 +117,33 @@ def write_model(
         blend_losses_lu=tuple(tuple(round(float(loss), 2) for loss in row) for row in losses),
     )
     graph = build_graph(model, manifest.style_dim, spec.hop_samples)
-    strip_graph(graph)
-    _name_samples(graph, spec.hop_samples)
-    graph.producer_name = "restyle"
-    graph.metadata_props.add(key=MANIFEST_KEY, value=manifest.to_json())
+    finish_graph(graph, manifest)
     if encoder is not None:
         heard = build_encoder_graph(encoder, CLIP_SAMPLES)
         strip_graph(heard)
         graph.metadata_props.add(key=ENCODER_KEY, value=base64.b64encode(heard.SerializeToString()).decode())
     path = path.absolute()
     with NewFile(path) as part:
-        with part.open("wb") as file:
-            file.write(graph.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
+        save_graph(graph, part)
         if encoder is not None:
             verify_encoder(encoder, part, playing)
         return verify(model, part, playing, verify_hops)
+
+
+def finish_graph(graph: onnx.ModelProto, manifest: Manifest) -> None:
+    """Give a traced graph its manifest, and take from it what nobody needs."""
+    strip_graph(graph)
+    _name_samples(graph, manifest.spectral.hop_samples)
+    graph.producer_name = "restyle"
+    graph.metadata_props.add(key=MANIFEST_KEY, value=manifest.to_json())
+
+
+def save_graph(graph: onnx.ModelProto, path: Path) -> None:
+    """Write it, and wait until it is on the disk. Raises OSError."""
+    with path.open("wb") as file:
+        file.write(graph.SerializeToString())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def measure_loudness(
@@ -174,7 +184,7 @@ def measure_blend_losses(
     return losses
 
 
-def card_of(trained: TrainedModel | TrainedComposer, description: str) -> Card:
+def card_of(trained: TrainedModel | TrainedComposer | TrainedRecogniser, description: str) -> Card:
     """The model card of a training run, with the sources as the recipe's licences ask them to be named."""
     recipe, cards = trained.recipe, lineage(trained.card)
     sources: dict[str, Source] = {}

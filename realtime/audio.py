@@ -247,6 +247,25 @@ def read_blocks(path: Path, block: int) -> Iterator[NDArray[np.float32]]:
         raise AudioFileError(f"{path}: cannot be read to its end ({error})") from None
 
 
+def resampled(
+    blocks: Iterator[NDArray[np.float32]], old: int, new: int, channels: int
+) -> Iterator[NDArray[np.float32]]:
+    """A stream of blocks [channels, n] at another rate, aligned to the sample, in constant memory."""
+    import soxr
+
+    if old == new:
+        yield from blocks
+        return
+    resampler = soxr.ResampleStream(old, new, channels, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield _planar(resampler.resample_chunk(np.ascontiguousarray(block.T)), channels)
+    yield _planar(resampler.resample_chunk(np.zeros((0, channels), np.float32), last=True), channels)
+
+
+def _planar(frames: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    return np.ascontiguousarray(frames.reshape(-1, channels).T)
+
+
 def demo_playing(sample_rate: int) -> NDArray[np.float32]:
     """The bundled clip in mono [samples] at this rate."""
     import soxr

@@ -42,6 +42,7 @@ DEFAULT_MODEL = MODELS_DIR / "bank.onnx"
 FIRST_MODEL = MODELS_DIR / "first.onnx"
 """What later models are compared with."""
 COMPOSER_MODEL = MODELS_DIR / "composer.onnx"
+DEFAULT_RECOGNISER = MODELS_DIR / "recogniser.onnx"
 DEMO_CLIP = Path(__file__).parent / "demo" / "guitar.flac"
 DEMO_MIDI = Path(__file__).parent / "demo" / "switches.mid"
 
@@ -126,7 +127,10 @@ class Card:
 
 @dataclass(frozen=True)
 class Golden:
-    """A short input and the output that every machine must compute from it, with the style at rest; mono."""
+    """A short input and the output that every machine must compute from it, with the style at rest; mono.
+
+    A recogniser's output are its probabilities [hops, styles], one after the other.
+    """
 
     style: str
     audio: str
@@ -345,13 +349,17 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
             f"states.{state.name}.shape",
             f"{list(state.shape)} is empty or too large",
         )
-    for name in ("audio", "audio_out"):
+    recognises = manifest.kind == "recognise"
+    for name, unit in (
+        ("audio", spec.hop_samples),
+        ("audio_out", len(manifest.styles) if recognises else spec.hop_samples),
+    ):
         try:
             samples = Golden.unpack(getattr(manifest.golden, name))
         except (ValueError, zlib.error):
             raise BundleError(path, f"manifest.golden.{name}", "cannot be decoded", "export the model again") from None
         need(
-            len(samples) > 0 and (notes or len(samples) % spec.hop_samples == 0) and bool(np.isfinite(samples).all()),
+            len(samples) > 0 and (notes or len(samples) % unit == 0) and bool(np.isfinite(samples).all()),
             f"golden.{name}",
             "is not a whole number of hops of finite samples",
         )
@@ -402,10 +410,14 @@ def _check_outline(path: Path, outline: _Outline) -> None:
 def _check_tensors(path: Path, outline: _Outline, manifest: Manifest) -> None:
     """Every graph input and output against the manifest, before a buffer is made from either."""
     hop = manifest.spectral.hop_samples
-    inputs: dict[str, tuple[int, ...]] = {"audio": (), "style": (manifest.style_dim,)}
-    outputs: dict[str, tuple[int, ...]] = {"audio_out": ()}
+    inputs: dict[str, tuple[int, ...]] = {"audio": ()}
+    outputs: dict[str, tuple[int, ...]] = {}
     if manifest.vocabulary is not None:
         inputs, outputs = {"token": ()}, {"logits": (len(manifest.vocabulary.tokens),)}
+    elif manifest.kind == "recognise":
+        outputs |= {"probabilities": (len(manifest.styles),), "embedding": (manifest.style_dim,)}
+    else:
+        inputs["style"], outputs["audio_out"] = (manifest.style_dim,), ()
     for state in manifest.states:
         inputs[f"state.{state.name}"] = outputs[f"next.{state.name}"] = state.shape
     for side, expected, found in (("input", inputs, outline.inputs), ("output", outputs, outline.outputs)):

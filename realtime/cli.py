@@ -81,6 +81,13 @@ def model_file(path: Path | None) -> Path:
     return DEFAULT_MODEL if path is None else path
 
 
+def recogniser_file(path: Path | None) -> Path:
+    """The recogniser that a command is about: the shipped one where none is named, or where it is called so."""
+    from realtime.bundle import DEFAULT_RECOGNISER
+
+    return DEFAULT_RECOGNISER if path is None or str(path) == "shipped" else path
+
+
 def failure(what: str, error: object) -> typer.Exit:
     """To be raised: what cannot be done and why, said on standard error; exit code 1."""
     Console(stderr=True).print(f"[red]{what}:[/] ", end="")
@@ -173,9 +180,11 @@ def info(
             f"{spec.synthesis_window_samples}; latency {manifest.latency_samples} samples "
             f"({1e3 * manifest.latency_samples / spec.sample_rate:.2f} ms); {manifest.weight_count:,} weights"
         )
-        table = Table("style", "label", "MIDI program", "loudness LUFS")
+        made = manifest.kind == "transfer"  # a recogniser has no sound of its own
+        table = Table("style", "label", "MIDI program", *(["loudness LUFS"] if made else []))
         for style in manifest.styles:
-            table.add_row(escape(style.id), escape(style.label), str(style.program), f"{style.loudness_lufs:.1f}")
+            loudness = [f"{style.loudness_lufs:.1f}"] if made else []
+            table.add_row(escape(style.id), escape(style.label), str(style.program), *loudness)
         console.print(table)
     states = ", ".join(f"{state.name} {list(state.shape)}" for state in manifest.states)
     console.print(f"states: {states}", **PLAIN)
@@ -218,6 +227,12 @@ def live(
         float | None,
         typer.Option(min=0.0, metavar="MS", help="How long to wait for a hop before the dry signal takes its place."),
     ] = None,
+    recognise: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="Show which style goes in and which comes out: a recogniser's file, or 'shipped'."
+        ),
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time; default: at Ctrl-C.")] = None,
 ) -> None:
     """Perform: audio in, restyled audio out, MIDI in command. Ctrl-C ends.
@@ -254,6 +269,7 @@ def live(
             loop=loop,
             inference=inference,
             patience_ms=patience,
+            recognise=recogniser_file(recognise) if recognise else None,
         )
         try:
             _perform(Performance(settings), console, seconds)

@@ -57,6 +57,7 @@ HOP_FIELDS = ("hop_ms", "graph_ms")
 class EngineSettings:
     """All that the audio process needs to know; ``clip`` plays a file at its own pace instead of a device.
 
+    ``heard_name`` is a ring like ``sound_name``'s, for a listener that may miss what it likes.
     ``link`` leads to the graph's workers; without it, the graph runs in the audio callback. One that takes the place
     of an audio process that is gone is ``returning``: it waits for its device, and counts on from ``start_frames``. A
     recording that was begun is at ``recorded_rate``; what is played at another rate does not go into it.
@@ -75,6 +76,7 @@ class EngineSettings:
     hops_name: str
     sound_name: str | None
     journal_name: str | None = None
+    heard_name: str | None = None
     link: Link | None = None
     deferred: bool = False
     patience_ms: float | None = None
@@ -138,6 +140,7 @@ class Engine:
         self._hops = Ring.attach(settings.hops_name)
         self._sound = Ring.attach(settings.sound_name) if settings.sound_name else None
         self._journal = Ring.attach(settings.journal_name) if settings.journal_name else None
+        self._heard = Ring.attach(settings.heard_name) if settings.heard_name else None
         if self._journal is not None:
             self.processor.journal = []
             self._tell("start", settings.start_frames)
@@ -180,11 +183,14 @@ class Engine:
             rise(out, self.frames - self.settings.start_frames)
         self.frames += samples
         self._report(samples)
-        if self._sound is not None and self._records:
+        recorded = self._sound if self._records else None
+        if recorded is not None or self._heard is not None:
             channels = self.settings.channels
             self._record[:samples, :channels] = block.T
             self._record[:samples, channels:] = out.T
-            self._sound.push(self._record[:samples])
+            for ring in (recorded, self._heard):
+                if ring is not None:
+                    ring.push(self._record[:samples])
         if self.processor.journal:
             self._tell_journal()
         return out
@@ -264,7 +270,8 @@ class Engine:
             at += count
 
     def close(self) -> None:
-        for shared in (self._controls, self._meters, self._hops, self._sound, self._journal, self._remote):
+        memories = (self._controls, self._meters, self._hops, self._sound, self._journal, self._heard, self._remote)
+        for shared in memories:
             if shared is not None:
                 shared.close()
 

@@ -21,6 +21,7 @@ from realtime.bundle import DEMO_CLIP, DEMO_MIDI, read_bundle
 from realtime.controls import Performer, select_mix
 from realtime.engine import HOP_FIELDS, METER_COUNT, EngineMeters, EngineSettings, engine_process
 from realtime.learned import add_styles
+from realtime.listener import Heard, Listener, read_recogniser
 from realtime.midi import MidiError, MidiInputs, MidiMap, apply, decode, read_midi_file
 from realtime.ring import Mailbox, Ring
 from realtime.show import (
@@ -65,7 +66,7 @@ class LiveSettings:
     ``learned`` are style files; ``midi`` is a port (index, part of the name, 'virtual') or a MIDI file; None is all
     ports. ``inference``: where the graph runs, in a 'worker' that the audio callback waits for, in one whose answer it
     takes a hop later ('deferred'), or in the 'callback' itself; ``patience_ms``: how long it waits for a hop, None for
-    most of the time that there is.
+    most of the time that there is. ``recognise``: a recogniser's model file that hears what goes in and what comes out.
     """
 
     model: Path
@@ -85,6 +86,7 @@ class LiveSettings:
     loop: bool = False
     inference: str = "worker"
     patience_ms: float | None = None
+    recognise: Path | None = None
 
     def __post_init__(self) -> None:
         if self.inference not in INFERENCES:
@@ -117,6 +119,7 @@ class Status:
     outages: int = 0
     waiting_s: float | None = None  # for the audio device, since it went away
     last_event: Event | None = None
+    heard: Heard | None = None  # None without a recogniser
 
     @property
     def headroom(self) -> float:
@@ -160,6 +163,7 @@ class Performance:
         if settings.dry_wet is not None:
             self.performer.set("dry_wet", settings.dry_wet)
         self._events = self._midi_file_events()
+        self._recogniser = read_recogniser(settings.recognise) if settings.recognise else None
         self.history = History()
         self.ready: dict[str, Any] = {}
         self._recent: deque[float] = deque(maxlen=STATUS_HOPS)
@@ -178,6 +182,7 @@ class Performance:
         self._sound: Ring | None = None
         self._journal: Ring | None = None
         self._workers: Workers | None = None
+        self._listener: Listener | None = None
         self._lost_at: float | None = None
         self._short_lives = 0
         self._return_timeout_s = START_TIMEOUT_S
@@ -213,6 +218,11 @@ class Performance:
         self._send_controls()
         # A fresh interpreter: a fork would inherit threads and libraries of this one.
         self._context = multiprocessing.get_context("spawn")
+        if self._recogniser is not None:
+            try:
+                self._listener = Listener(self._context, self._recogniser, settings.channels)
+            except OSError as error:
+                raise PerformanceError(f"there is no room for shared memory: {error.strerror}") from None
         if settings.inference != "callback":
             try:
                 self._workers = Workers(
@@ -257,6 +267,7 @@ class Performance:
             hops_name=self._hops.name,
             sound_name=None if self._sound is None else self._sound.name,
             journal_name=None if self._journal is None else self._journal.name,
+            heard_name=None if self._listener is None else self._listener.ring_name,
             link=None if self._workers is None else self._workers.link,
             deferred=settings.inference == "deferred",
             patience_ms=settings.patience_ms,
@@ -365,6 +376,8 @@ class Performance:
         if self._workers is not None:
             for text in self._workers.watch():
                 self._happened(text)
+        if self._listener is not None:
+            self._listener.watch(self.sample_rate)
         alive = self._process.is_alive()  # before the pipe: its last words come first
         if self._pipe.poll():
             message = self._receive()
@@ -481,6 +494,7 @@ class Performance:
             outages=self.outages,
             waiting_s=None if self._lost_at is None else time.monotonic() - self._lost_at,
             last_event=self.events[-1] if self.events else None,
+            heard=None if self._listener is None else self._listener.heard(),
         )
 
     def stop(self) -> Summary:
@@ -521,6 +535,9 @@ class Performance:
         if self._workers is not None:
             self._workers.close()
             self._workers = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         if self._inputs is not None:
             self._inputs.mute()
         if self._player is not None:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from realtime.listener import Heard
 from realtime.live import Performance, Status
 from realtime.spectral import SpectralSpec
 
@@ -79,6 +80,10 @@ def panel(performance: Performance, status: Status) -> RenderableType:
     ):
         level = level_db(rms)
         table.add_row(name, _bar((level + 60) / 60, "green"), f"{level:6.1f} dBFS, gain {gain:+.1f} dB")
+    if status.heard is not None:
+        for name, said in (("hears in", status.heard.going_in), ("hears out", status.heard.coming_out)):
+            label, probability = said or ("nothing", 0.0)
+            table.add_row(name, _bar(probability, "magenta"), Text(f"{label} {probability:.0%}" if said else label))
     colour = "green" if hop["p99"] < 0.5 * budget else "yellow" if hop["p99"] < budget else "red"
     table.add_row(
         "hop",
@@ -115,6 +120,12 @@ def panel(performance: Performance, status: Status) -> RenderableType:
     return Group(*lines)
 
 
+def heard_text(heard: Heard) -> str:
+    """What goes in -> what comes out."""
+    sides = [f"{said[0]} {said[1]:.0%}" if said else "nothing" for said in (heard.going_in, heard.coming_out)]
+    return " -> ".join(sides)
+
+
 def status_line(status: Status) -> str:
     """One line for a log or a pipe."""
     mix = " + ".join(f"{label} {weight:.0%}" for label, weight in status.mix.items())
@@ -126,5 +137,6 @@ def status_line(status: Status) -> str:
         f"late {status.meters.misses:.0f}  bad in {status.meters.bad_input_hops:.0f} "
         f"out {status.meters.bad_output_hops:.0f}  dry {status.meters.late_hops:.0f}  "
         f"errors {status.meters.errors:.0f}  restarts {status.restarts}  outages {status.outages}"
+        + ("" if status.heard is None else f"  hears {heard_text(status.heard)}")
         + ("" if status.waiting_s is None else f"  waiting for the device {status.waiting_s:.0f} s")
     )

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 
 from realtime import midi
-from realtime.audio import AUDIO_SUFFIXES, AudioFileError, AudioWriter, file_info, read_blocks
+from realtime.audio import AUDIO_SUFFIXES, AudioFileError, AudioWriter, file_info, read_blocks, resampled
 from realtime.bundle import Bundle
 from realtime.controls import Performer
 from realtime.processor import Processor
@@ -37,23 +36,6 @@ class Rendered:
     bad_input_hops: int
     bad_output_hops: int
     fault: str
-
-
-def _resampled(
-    blocks: Iterator[NDArray[np.float32]], old: int, new: int, channels: int
-) -> Iterator[NDArray[np.float32]]:
-    """A stream of blocks [channels, n] at another rate, aligned to the sample, in constant memory."""
-    if old == new:
-        yield from blocks
-        return
-    resampler = soxr.ResampleStream(old, new, channels, dtype="float32", quality="HQ")
-    for block in blocks:
-        yield _planar(resampler.resample_chunk(np.ascontiguousarray(block.T)), channels)
-    yield _planar(resampler.resample_chunk(np.zeros((0, channels), np.float32), last=True), channels)
-
-
-def _planar(frames: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
-    return np.ascontiguousarray(frames.reshape(-1, channels).T)
 
 
 def _through(
@@ -123,11 +105,11 @@ def render_file(
     processor.controls = performer.controls()
     processor.prepare(rate, BLOCK, info.channels)
     timed = [(round(seconds * rate), data) for seconds, data in events or []]
-    blocks = _resampled(read_blocks(source, BLOCK), info.sample_rate, rate, info.channels)
+    blocks = resampled(read_blocks(source, BLOCK), info.sample_rate, rate, info.channels)
     wet = _through(processor, blocks, performer, timed, midi_map or midi.MidiMap())
     done = 0
     with AudioWriter(target, info.sample_rate, info.channels) as writer:
-        for block in _resampled(wet, rate, info.sample_rate, info.channels):
+        for block in resampled(wet, rate, info.sample_rate, info.channels):
             keep = block[:, : info.frames - done]
             if keep.shape[1]:
                 writer.write(keep)

@@ -30,7 +30,7 @@ def restyle(*arguments: str, cwd: Path | None = None, code: int = 0) -> subproce
 
 def test_help_lists_every_command_with_an_example_each() -> None:
     listing = restyle("--help").stdout
-    for command in ("devices", "info", "live", "render", "bench", "data", "train", "export", "evaluate"):
+    for command in ("devices", "info", "live", "render", "recognise", "bench", "data", "train", "export", "evaluate"):
         assert command in listing
         assert "Example: restyle " + command in restyle(command, "--help").stdout
 

@@ -39,9 +39,12 @@ def batch(recipe: Recipe, rows: int = 4) -> Batch:
 def told(module: CycleObjective) -> dict[str, Any]:
     """What a step logs, with the module free of a trainer."""
     values: dict[str, Any] = {}
+
+    def keep(more: Any, value: Any = None, **_: Any) -> None:
+        values.update({more: value} if isinstance(more, str) else more)
+
     module._trainer = SimpleNamespace(world_size=1, global_step=0)  # pyright: ignore[reportAttributeAccessIssue]
-    module.log = lambda name, value, **_: values.update({name: value})  # pyright: ignore[reportAttributeAccessIssue]
-    module.log_dict = lambda more, **_: values.update(dict(more))  # pyright: ignore[reportAttributeAccessIssue]
+    module.log = module.log_dict = keep  # pyright: ignore[reportAttributeAccessIssue]
     return values
 
 

@@ -21,6 +21,7 @@ from realtime.notes import Vocabulary
 from training.models.composer import Composer
 from training.models.encoder import StyleEncoder
 from training.models.generator import Generator, SpectrumGenerator, make_generator
+from training.models.streaming_recogniser import StreamingRecogniser
 from training.recipe import Recipe, RecipeError, recipe_from_dict
 
 CHECKPOINT_KEY = "restyle"
@@ -48,6 +49,15 @@ class TrainedComposer:
 
     composer: Composer  # in evaluation mode, on the CPU; averaged weights where the run averaged
     vocabulary: Vocabulary
+    recipe: Recipe
+    card: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainedRecogniser:
+    """What the export of a recogniser needs."""
+
+    recogniser: StreamingRecogniser  # in evaluation mode, on the CPU; averaged weights where the run averaged
     recipe: Recipe
     card: dict[str, Any]
 
@@ -134,7 +144,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def changed_fields(then: Recipe, now: Recipe) -> list[str]:
     """Fields that a resumed run may not change, as 'field: old -> new'."""
     changed = [] if then.objective == now.objective else [f"objective: {then.objective} -> {now.objective}"]
-    for section in ("composer", "tunes") if now.composes else ("spectral", "model"):
+    for section in ("composer", "tunes") if now.composes else ("spectral", "model", "recogniser"):
         old, new = getattr(then, section), getattr(now, section)
         changed += [
             f"{section}.{item.name}: {getattr(old, item.name)} -> {getattr(new, item.name)}"
@@ -240,6 +250,20 @@ def load_composer(path: Path) -> TrainedComposer:
     except (RecipeError, KeyError, RuntimeError, ValueError, dacite.DaciteError) as error:
         raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
     return TrainedComposer(composer.eval().requires_grad_(False), vocabulary, recipe, card)
+
+
+def load_recogniser(path: Path) -> TrainedRecogniser:
+    """The trained recogniser with everything that travels with it. Raises CheckpointError."""
+    checkpoint = read_checkpoint(path)
+    card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
+    prefix = "average_" if any(name.startswith("average_") for name in state) else ""
+    try:
+        recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")
+        recogniser = StreamingRecogniser(recipe.spectral, recipe.recogniser, len(recipe.style))
+        recogniser.load_state_dict(_part(state, f"{prefix}recogniser."))
+    except (RecipeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
+    return TrainedRecogniser(recogniser.eval().requires_grad_(False), recipe, card)
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

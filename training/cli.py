@@ -226,11 +226,15 @@ def train(
         return
     ending = {"steps": "done", "time": "stopped: time is over", "signal": "stopped by a signal"}[result.ended_by]
     console.print(f"{ending}: step {result.steps} of {plan.trainer.steps}, {result.wall_seconds / 60:.1f} minutes")
-    if plan.composes and result.metrics:
-        _show_perplexities(console, result.metrics)
-    elif "validation/loss" in result.metrics:
-        loss, unchanged = result.metrics["validation/loss"], result.metrics["validation/unchanged"]
+    metrics = result.metrics
+    if plan.composes and metrics:
+        _show_perplexities(console, metrics)
+    elif "validation/unchanged" in metrics:
+        loss, unchanged = metrics["validation/loss"], metrics["validation/unchanged"]
         console.print(f"validation loss {loss:.4f} (input unchanged: {unchanged:.4f})")
+    elif "validation/accuracy" in metrics:
+        accuracy, error = metrics["validation/accuracy"], metrics["validation/expected_calibration_error"]
+        console.print(f"validation accuracy {accuracy:.1%}, expected calibration error {error:.3f}")
     if result.ended_by != "steps":
         console.print("the same command goes on from here")
     best = result.best_checkpoint or result.last_checkpoint

@@ -22,6 +22,7 @@ import dacite
 from realtime.spectral import SpectralSpec
 from training.models.composer import ComposerConfig
 from training.models.generator import GeneratorConfig
+from training.models.streaming_recogniser import StreamingRecogniserConfig
 
 LEVEL_SECONDS = 0.05  # over which the level loss takes its mean
 
@@ -357,6 +358,7 @@ class Recipe:
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     cycle: CycleConfig = field(default_factory=CycleConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    recogniser: StreamingRecogniserConfig = field(default_factory=StreamingRecogniserConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -409,6 +411,10 @@ class Recipe:
             )
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective: unknown '{self.objective}'{_near(self.objective, list(OBJECTIVES))}")
+        if self.objective == "recognise":
+            self.recogniser.check_spec(self.spectral)
+            if len(self.style) < 2:
+                raise ValueError("style: a recogniser needs two of them to tell apart; add a [[style]]")
 
     def _check_cycle(self) -> None:
         """ValueError for what the objective ``cycle`` cannot do without, or does not have."""

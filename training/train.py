@@ -179,7 +179,9 @@ class RecordingsModule(LightningDataModule):
     def __init__(self, library: Library, recipe: Recipe, phrases: PhraseBank | None = None) -> None:
         super().__init__()
         self.library, self.recipe, self.phrases = library, recipe, phrases
-        self.validation = validation_batches(library, recipe)
+        # An objective that validates on something else says so.
+        chosen = getattr(objective_class(recipe.objective), "validation_batches", validation_batches)
+        self.validation: list[Batch] = chosen(library, recipe)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None

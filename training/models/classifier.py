@@ -23,36 +23,47 @@ DROPOUT = 0.2
 LABEL_SMOOTHING = 0.05
 
 
-def coloured(power: Tensor, random: torch.Generator) -> Tensor:
-    """Mel power [batch, bands, frames] through a random equaliser, on random hiss -> [batch, 1, bands, frames].
+def _uniform(random: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+    return low + (high - low) * torch.rand(*shape, generator=random, device=random.device)
 
-    The result is in RANGE_DB below the loudest place: 1 there, -1 at the lowest that is heard. A stretch of bands and
-    one of frames are silenced, so that every part of a sound has to tell its style (Park et al., "SpecAugment", 2019).
-    """
-    batch, bands, frames = power.shape
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(*shape, generator=random, device=power.device)
-
-    knots = uniform(-EQUALISER_DB, EQUALISER_DB, batch, 1, EQUALISER_KNOTS)
+def played_elsewhere(power: Tensor, random: torch.Generator) -> Tensor:
+    """Mel power [batch, bands, frames] through a random equaliser, on random hiss: the same shape."""
+    batch, bands, _ = power.shape
+    knots = _uniform(random, -EQUALISER_DB, EQUALISER_DB, batch, 1, EQUALISER_KNOTS)
     curve = nn.functional.interpolate(knots, size=bands, mode="linear", align_corners=True)
-    cutoff = uniform(0.6, 1.6, batch, 1, 1) * bands
+    cutoff = _uniform(random, 0.6, 1.6, batch, 1, 1) * bands
     beyond = (torch.arange(bands, device=power.device) - cutoff).clamp_min(0.0)
     power = power * 10.0 ** ((curve - 1.5 * beyond).transpose(1, 2) / 10.0)
     loudest = power.detach().amax(dim=(1, 2), keepdim=True)
     grain = -torch.log(torch.rand(power.shape, generator=random, device=power.device).clamp_min(1e-6))
-    power = power + loudest * 10.0 ** (uniform(*FLOOR_DB, batch, 1, 1) / 10.0) * grain
+    return power + loudest * 10.0 ** (_uniform(random, *FLOOR_DB, batch, 1, 1) / 10.0) * grain
+
+
+def hidden_stretch(batch: int, count: int, random: torch.Generator) -> Tensor:
+    """[batch, count]: true in one stretch of each row, of up to HIDDEN_SHARE of it.
+
+    So that every part of a sound has to tell its style (Park et al., "SpecAugment", 2019).
+    """
+    width = _uniform(random, 0.0, HIDDEN_SHARE * count, batch, 1)
+    start = _uniform(random, 0.0, 1.0, batch, 1) * (count - width)
+    place = torch.arange(count, device=random.device)
+    return (place >= start) & (place < start + width)
+
+
+def coloured(power: Tensor, random: torch.Generator) -> Tensor:
+    """Mel power [batch, bands, frames] as if played elsewhere -> [batch, 1, bands, frames].
+
+    The result is in RANGE_DB below the loudest place: 1 there, -1 at the lowest that is heard. A stretch of bands and
+    one of frames are silenced.
+    """
+    batch, bands, frames = power.shape
+    power = played_elsewhere(power, random)
     decibels = 10.0 * torch.log10(power.clamp_min(1e-12))
     relative = decibels - decibels.amax(dim=(1, 2), keepdim=True)
     seen = (1.0 + 2.0 * relative / RANGE_DB).clamp_min(-1.0)
-
-    def hidden(count: int) -> Tensor:
-        width = uniform(0.0, HIDDEN_SHARE * count, batch, 1)
-        start = uniform(0.0, 1.0, batch, 1) * (count - width)
-        place = torch.arange(count, device=power.device)
-        return (place >= start) & (place < start + width)
-
-    return seen.masked_fill(hidden(bands)[:, :, None] | hidden(frames)[:, None], -1.0)[:, None]
+    hidden = hidden_stretch(batch, bands, random)[:, :, None] | hidden_stretch(batch, frames, random)[:, None]
+    return seen.masked_fill(hidden, -1.0)[:, None]
 
 
 class SpectrogramClassifier(nn.Module):

@@ -8,6 +8,7 @@ OBJECTIVES: dict[str, str] = {
     "restore": "training.objectives.restore:RestoreObjective",
     "cycle": "training.objectives.cycle:CycleObjective",
     "compose": "training.objectives.compose:ComposeObjective",
+    "recognise": "training.objectives.recognise:RecogniseObjective",
 }
 
 

@@ -123,12 +123,9 @@ class ComposeObjective(Objective):
             checkpoint[STATE_KEY] = {"hidden": self._carried.hidden.cpu(), "cell": self._carried.cell.cpu()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.go_on_from(checkpoint)
+        super().on_load_checkpoint(checkpoint)
         state = checkpoint.get(STATE_KEY)
         self._carried = ComposerState(state["hidden"], state["cell"]) if state else None
-        # The stored schedule would bring back the old rate where the recipe names a new one.
-        for schedule in checkpoint["lr_schedulers"]:
-            schedule["base_lrs"] = [self.recipe.optimiser.learning_rate]
 
 
 def surprise(logits: Tensor, targets: Tensor) -> Tensor:

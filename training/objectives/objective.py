@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, CheckpointError
+from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, Beginning, CheckpointError
 from training.recipe import OptimiserConfig, Recipe
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,16 @@ class Objective(LightningModule):
         """Pairs of a module and the one whose moving average it is; asked for where the recipe wants averages."""
         raise NotImplementedError
 
+    def begin_with(self, beginning: Beginning) -> None:
+        """Take over what another run learned; call before training. Raises CheckpointError where that cannot be."""
+        raise CheckpointError(
+            f"{beginning.path}: objective '{self.recipe.objective}' begins with no other run; leave out --from"
+        )
+
+    def learning_rates(self) -> tuple[float, ...]:
+        """Of each group of weights that there can be."""
+        return (self.recipe.optimiser.learning_rate,)
+
     @property
     def wall_seconds(self) -> float:
         """Time spent training, over all runs that led here."""
@@ -85,8 +95,12 @@ class Objective(LightningModule):
             decay = min(self.recipe.trainer.average_decay, (1 + step) / (10 + step))
             with torch.no_grad():
                 for ours, theirs in self.averages():
-                    for average, value in zip(ours.parameters(), theirs.parameters(), strict=True):
-                        average.lerp_(value.to(average.dtype), 1.0 - decay)
+                    values = theirs.state_dict()
+                    for name, average in ours.state_dict().items():
+                        if average.is_floating_point():
+                            average.lerp_(values[name].to(average.dtype), 1.0 - decay)
+                        else:
+                            average.copy_(values[name])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {
@@ -105,8 +119,7 @@ class Objective(LightningModule):
             },
         }
 
-    def go_on_from(self, checkpoint: dict[str, Any]) -> None:
-        """Take up time, figures and history of a run; CheckpointError where its weights do not fit this model."""
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         card, ours, theirs = checkpoint[CHECKPOINT_KEY], self.state_dict(), checkpoint["state_dict"]
         shapes = {name: tuple(value.shape) for name, value in ours.items()}
         found = {name: tuple(value.shape) for name, value in theirs.items()}
@@ -120,3 +133,23 @@ class Objective(LightningModule):
         self.metrics = dict(card["metrics"])
         if "began_with" in card:
             self.card["began_with"] = card["began_with"]
+        self.remember_recordings(card.get("recordings", {}))
+        # The stored schedule would bring back the old rate where the recipe names a new one.
+        for schedule, state in zip(checkpoint["lr_schedulers"], checkpoint["optimizer_states"], strict=True):
+            schedule["base_lrs"] = list(self.learning_rates()[: len(state["param_groups"])])
+
+    def remember_recordings(self, earlier: dict[str, Any]) -> None:
+        """What earlier runs trained on stays listed as such, also where folders have changed since."""
+        for style, now in self.card.get("recordings", {}).items():
+            listed = {item["audio_sha256"] for item in now["train"]}
+            heard = [item for item in earlier.get(style, {}).get("train", []) if item["audio_sha256"] not in listed]
+            now["train"] = [*now["train"], *heard]
+            unheard = {item["audio_sha256"] for split in ("validation", "test") for item in now[split]}
+            count = sum(item["audio_sha256"] in unheard for item in heard)
+            if count:
+                log.warning(
+                    "style '%s': its folder has changed; %d recordings now held out were trained on before, "
+                    "so its figures flatter: start anew with --fresh to have true ones",
+                    style,
+                    count,
+                )

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from training.augment import Pair, make_pair, make_true_pair, steady_tones
-from training.checkpoint import CHECKPOINT_KEY, Beginning, CheckpointError
+from training.checkpoint import Beginning, CheckpointError
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
 from training.models.classifier import StyleClassifier
 from training.models.critic import Critic
@@ -138,7 +138,7 @@ class RestoreObjective(Objective):
             for name in ("styles", "recordings", "tunes", "steps", "wall_seconds", "began_with")
             if name in beginning.card
         }
-        self._remember_recordings(beginning.card.get("recordings", {}))
+        self.remember_recordings(beginning.card.get("recordings", {}))
 
     # -- one pass -----------------------------------------------------------------------------------------------
 
@@ -363,13 +363,13 @@ class RestoreObjective(Objective):
         weights = dict(self.named_parameters())
         groups = [
             {"params": [weights[name] for name in names], "lr": rate}
-            for names, rate in zip(_optimiser_groups(list(weights)), self._learning_rates(), strict=False)
+            for names, rate in zip(_optimiser_groups(list(weights)), self.learning_rates(), strict=False)
         ]
         optimiser = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, steps, config))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _learning_rates(self) -> tuple[float, ...]:
+    def learning_rates(self) -> tuple[float, ...]:
         """Of each group of weights that there can be; the generator's first, then the judges'."""
         return self.recipe.optimiser.learning_rate, *[self.recipe.adversary.learning_rate] * len(JUDGES)
 
@@ -377,11 +377,7 @@ class RestoreObjective(Objective):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._fit_optional_parts(checkpoint)
-        self.go_on_from(checkpoint)
-        self._remember_recordings(checkpoint[CHECKPOINT_KEY].get("recordings", {}))
-        # The stored schedule would bring back the old rate where the recipe names a new one.
-        for schedule, state in zip(checkpoint["lr_schedulers"], checkpoint["optimizer_states"], strict=True):
-            schedule["base_lrs"] = list(self._learning_rates()[: len(state["param_groups"])])
+        super().on_load_checkpoint(checkpoint)
 
     def _fit_optional_parts(self, checkpoint: dict[str, Any]) -> None:
         """Give ``checkpoint`` the optional parts that this recipe adds, as they start; take out those it leaves out."""
@@ -404,24 +400,8 @@ class RestoreObjective(Objective):
                 "lr": rate * plain["lr"] / plain["initial_lr"],
                 "params": [next(number) for _ in names],
             }
-            for names, rate in zip(groups, self._learning_rates(), strict=False)
+            for names, rate in zip(groups, self.learning_rates(), strict=False)
         ]
-
-    def _remember_recordings(self, earlier: dict[str, Any]) -> None:
-        """What earlier runs trained on stays listed as such, also where folders have changed since."""
-        for style, now in self.card.get("recordings", {}).items():
-            listed = {item["audio_sha256"] for item in now["train"]}
-            heard = [item for item in earlier.get(style, {}).get("train", []) if item["audio_sha256"] not in listed]
-            now["train"] = [*now["train"], *heard]
-            unheard = {item["audio_sha256"] for split in ("validation", "test") for item in now[split]}
-            count = sum(item["audio_sha256"] in unheard for item in heard)
-            if count:
-                log.warning(
-                    "style '%s': its folder has changed; %d recordings now held out were trained on before, "
-                    "so its figures flatter: start anew with --fresh to have true ones",
-                    style,
-                    count,
-                )
 
     # -- TensorBoard --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,268 @@
+"""From folders of recordings to a recogniser's file: it learns, is calibrated, goes on and computes what torch does."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+torch = pytest.importorskip("torch")
+
+import export.recogniser  # noqa: E402
+from export.recogniser import export_recogniser, run_recogniser  # noqa: E402
+from export.verify import MINIMUM_HOPS, TOLERANCE, VerifyError  # noqa: E402
+from realtime.bundle import Golden, read_bundle  # noqa: E402
+from realtime.cli import app  # noqa: E402
+from realtime.recognise import Recogniser, recognise_file  # noqa: E402
+from tests.conftest import SAX_STYLE  # noqa: E402
+from training.checkpoint import load_recogniser  # noqa: E402
+from training.library import load_library  # noqa: E402
+from training.models.streaming_recogniser import StreamingRecogniser  # noqa: E402
+from training.objectives.recognise import RecogniseObjective, at_speeds, fit_temperature  # noqa: E402
+from training.recipe import RecipeError, load_recipe  # noqa: E402
+
+CLIPS = Path(__file__).parent / "data"
+
+RECIPE = f"""
+name = "tiny"
+objective = "recognise"
+[spectral]
+hop_samples = 512
+synthesis_window_samples = 512
+[recogniser]
+band_count = 24
+channels = [4, 6, 6, 8]
+feature_count = 12
+embedding_dim = 4
+window_seconds = 0.5
+dropout = 0.0
+[data]
+segment_seconds = 0.5
+piece_seconds = [0.2, 0.5]
+workers = 0
+[augment]
+pitch_semitones = 1.0
+[optimiser]
+learning_rate = 0.02
+warmup_steps = 2
+[trainer]
+steps = 40
+batch_size = 8
+average_decay = 0.8
+validation_every_steps = 20
+checkpoint_every_steps = 20
+log_every_steps = 6
+{SAX_STYLE}[[style]]
+id = "vibraphone"
+label = "Vibraphone"
+folder = "vibraphone"
+midi_program = 11
+licence = "CC0-1.0"
+attribution = "atonia"
+"""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run of the tiny recipe: where it happened, what the command said, and the file exported from it."""
+
+    place: Path
+    said: dict[str, Any]
+    model: Path
+    difference: float
+
+    def train(self, *arguments: str) -> Any:
+        return train(self.place, *arguments)
+
+
+def train(place: Path, *arguments: str) -> Any:
+    paths = ["--out", str(place / "run"), "--cache", str(place / "cache")]
+    devices = ["--accelerator", "cpu", "--devices", "1"]
+    return CliRunner().invoke(app, ["train", str(place / "tiny.toml"), *paths, *devices, *arguments])
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Trained:
+    """Real notes of two instruments, learned and exported with the commands."""
+    del one_thread
+    place = tmp_path_factory.mktemp("recognise")
+    (place / "tiny.toml").write_text(RECIPE)
+    for style, names in {"sax": ("alto_sax_a3", "alto_sax_e4"), "vibraphone": ("vibraphone_418hz",)}.items():
+        (place / style).mkdir()
+        for name in names:
+            audio, rate = soundfile.read(CLIPS / f"{name}.flac", dtype="float32")
+            for number, part in enumerate(np.array_split(audio, 4 // len(names) + 1)):
+                soundfile.write(place / style / f"{name}{number}.flac", part, rate)
+    result = train(place, "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    model = place / "tiny.onnx"
+    exported = CliRunner().invoke(app, ["export", said["best_checkpoint"], str(model), "--json"])
+    assert exported.exit_code == 0, exported.output
+    return Trained(place, said, model, json.loads(exported.stdout)["largest_difference"])
+
+
+def test_the_run_says_how_it_fares_on_recordings_held_out(trained: Trained) -> None:
+    metrics = trained.said["metrics"]
+    assert trained.said["steps"] == 40
+    assert 0.0 <= metrics["validation/expected_calibration_error"] <= 1.0
+    assert metrics["validation/accuracy"] > 0.5 and metrics["validation/loss"] < math.log(2.0)
+    assert 0.1 <= metrics["validation/temperature"] <= 10.0
+
+
+def test_the_file_is_verified_over_two_thousand_hops(trained: Trained) -> None:
+    assert trained.difference < TOLERANCE == 1e-4
+    assert export_recogniser.__defaults__ == ("", MINIMUM_HOPS)
+
+
+def test_the_manifest_says_what_the_recogniser_is(trained: Trained) -> None:
+    manifest = read_bundle(trained.model).manifest
+    assert (manifest.name, manifest.kind, manifest.latency_samples) == ("tiny", "recognise", 512)
+    assert [style.id for style in manifest.styles] == ["sax", "vibraphone"]
+    assert manifest.card.objective == "recognise" and len(manifest.card.recordings_sha256) == 9
+    assert {"validation/accuracy", "validation/temperature"} < set(manifest.card.metrics)
+    assert {state.name: state.shape for state in manifest.states} == {
+        "framer.history": (1, 768),
+        "peak": (93,),
+        "first": (2, 24, 2),
+        "second": (4, 12, 1),
+        "third": (6, 6, 2),
+        "fourth": (6, 3, 2),
+        "found": (13, 46),
+    }
+
+
+@pytest.mark.parametrize(("channels", "hops_per_step"), [(1, 1), (3, 1), (2, 7)])
+def test_onnxruntime_is_torch(trained: Trained, channels: int, hops_per_step: int) -> None:
+    model = load_recogniser(Path(trained.said["best_checkpoint"])).recogniser
+    recogniser, size = Recogniser(read_bundle(trained.model)), 512 * hops_per_step
+    audio = 0.2 * torch.randn(channels, 12 * size, generator=torch.Generator().manual_seed(channels))
+    states = recogniser.silence(channels)
+    for i, expected in enumerate(run_recogniser(model, audio, size)):
+        probabilities, embedding, states = recogniser.step(audio[:, i * size : (i + 1) * size].numpy(), states)
+        np.testing.assert_allclose(np.concatenate([probabilities, embedding], axis=1), expected, atol=2e-5)
+
+
+def test_the_golden_vector_is_what_the_file_computes(trained: Trained) -> None:
+    recogniser = Recogniser(read_bundle(trained.model))
+    golden = recogniser.manifest.golden
+    audio, states = Golden.unpack(golden.audio)[None], recogniser.silence(1)
+    for i, expected in enumerate(Golden.unpack(golden.audio_out).reshape(-1, 2)):
+        probabilities, _, states = recogniser.step(audio[:, 512 * i : 512 * (i + 1)], states)
+        np.testing.assert_allclose(probabilities[0], expected, atol=2e-5)
+
+
+def test_what_is_exported_is_calibrated_as_the_run_was(trained: Trained) -> None:
+    model = load_recogniser(Path(trained.said["best_checkpoint"])).recogniser
+    assert float(model.temperature) != 1.0
+    recipe = load_recipe(trained.place / "tiny.toml")
+    library = load_library(recipe.style, trained.place, recipe.data, 48_000, trained.place / "cache")
+    batches = RecogniseObjective.validation_batches(library, recipe)
+    recogniser = Recogniser(read_bundle(trained.model))
+    likelihoods = []
+    for batch in batches:
+        probabilities, _, _ = recogniser.step(batch.raw.numpy(), recogniser.silence(len(batch.raw)))
+        likelihoods += (-np.log(probabilities[np.arange(len(batch.raw)), batch.style.numpy()])).tolist()
+    card = load_recogniser(Path(trained.said["best_checkpoint"])).card
+    assert np.mean(likelihoods) == pytest.approx(card["metrics"]["validation/loss"], abs=1e-3)
+
+
+def test_the_command_recognises_with_it_and_leaves_out_what_it_learned_from(trained: Trained) -> None:
+    def run(*arguments: str) -> Any:
+        command = ["recognise", str(trained.place), "--model", str(trained.model), "--json", *arguments]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    unseen, everything = run(), run("--with-known")
+    assert (unseen["recordings"], unseen["left_out_known"]) == (2, 9)
+    assert (everything["recordings"], everything["left_out_known"]) == (11, 0)
+    assert everything["accuracy"] > 0.6
+
+
+def test_a_run_goes_on_where_it_stopped_and_begins_with_no_other(trained: Trained) -> None:
+    more = trained.train("--json", "--set", "trainer.steps=42")
+    assert more.exit_code == 0, more.output
+    assert json.loads(more.stdout)["steps"] == 42
+    other = ["--out", str(trained.place / "other"), "--from", trained.said["last_checkpoint"]]
+    refused = trained.train(*other)
+    assert refused.exit_code == 1 and "begins with no other run" in refused.output.replace("\n", "")
+    changed = trained.train("--set", "recogniser.band_count=32")
+    assert changed.exit_code == 1
+
+
+def test_a_graph_that_differs_is_not_written(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_recogniser(Path(trained.said["best_checkpoint"]))
+    torch.manual_seed(1)
+    other = StreamingRecogniser(loaded.recipe.spectral, loaded.recipe.recogniser, 2).eval()
+    right = export.recogniser.build_recogniser_graph
+    monkeypatch.setattr(export.recogniser, "build_recogniser_graph", lambda _, hop: right(other, hop))
+    with pytest.raises(VerifyError, match=r"differ by .* no file was written"):
+        export_recogniser(loaded, tmp_path / "m.onnx", verify_hops=100)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_short_recording_is_one_excerpt(trained: Trained) -> None:
+    found = recognise_file(Recogniser(read_bundle(trained.model)), trained.place / "sax" / "alto_sax_a30.flac")
+    assert len(found.excerpts) == 1 and found.excerpts[0].start_seconds == 0.0
+    assert np.linalg.norm(found.embedding) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("spectral.analysis_window_samples=2048", "must be the square of a multiple of 4"),
+        ("recogniser.dropout=1.0", "recogniser.dropout"),
+        ("recogniser.highest_hz=30000", "at most half the sample rate"),
+    ],
+)
+def test_a_recipe_that_no_recogniser_can_have_is_refused(tmp_path: Path, change: str, complaint: str) -> None:
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    with pytest.raises(RecipeError, match=complaint):
+        load_recipe(tmp_path / "tiny.toml", [change])
+
+
+def test_one_style_alone_cannot_be_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(
+        f'objective = "recognise"\n[spectral]\nhop_samples = 512\nsynthesis_window_samples = 512\n{SAX_STYLE}'
+    )
+    with pytest.raises(RecipeError, match="needs two of them"):
+        load_recipe(tmp_path / "tiny.toml")
+
+
+@given(st.integers(0, 2**31), st.floats(0.2, 5.0, allow_subnormal=False))
+def test_scores_that_are_too_sure_by_a_factor_are_divided_by_it(seed: int, factor: float) -> None:
+    random = np.random.default_rng(seed)
+    scores = random.normal(0.0, 2.0, (4_000, 3))
+    chances = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    style = (random.uniform(size=(4_000, 1)) > chances.cumsum(axis=1)).sum(axis=1).clip(max=2)
+    found = fit_temperature((factor * scores).astype(np.float32), style)
+    assert found == pytest.approx(factor, rel=0.15)
+
+
+@given(st.floats(-12.0, 12.0, allow_subnormal=False))
+def test_a_tone_at_another_speed_is_a_tone_of_another_pitch(semitones: float) -> None:
+    rate, samples = 48_000, 4_800
+    raw = torch.sin(2 * math.pi * 200.0 * torch.arange(2 * samples) / rate)[None]
+    moved = at_speeds(raw, torch.tensor([semitones]), samples)
+    expected = torch.sin(2 * math.pi * 200.0 * 2.0 ** (semitones / 12.0) * torch.arange(samples) / rate)
+    assert float((moved[0] - expected).abs().max()) < 0.03
