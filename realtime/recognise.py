@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from realtime.audio import AUDIO_SUFFIXES, AudioFileError, file_info, read_blocks, resampled
 from realtime.bundle import Bundle, BundleError, Manifest, StyleError
+from realtime.spectral import SpectralSpec
 from realtime.stream import make_session
 
 EXCERPT_SECONDS = 3.0
@@ -31,6 +32,11 @@ CALIBRATION_BINS = 15
 
 class RecogniseError(ValueError):
     """Recordings that cannot be recognised or compared; the text names the file or folder and the remedy."""
+
+
+def excerpt_samples(spec: SpectralSpec) -> int:
+    """EXCERPT_SECONDS in whole hops."""
+    return max(1, round(EXCERPT_SECONDS * spec.sample_rate / spec.hop_samples)) * spec.hop_samples
 
 
 def cut_excerpts(blocks: Iterable[NDArray[np.float32]], samples: int) -> Iterator[NDArray[np.float32]]:
@@ -95,9 +101,8 @@ class Recogniser:
 
     @property
     def excerpt_samples(self) -> int:
-        """EXCERPT_SECONDS in whole hops."""
-        hop = self.manifest.spectral.hop_samples
-        return max(1, round(EXCERPT_SECONDS * self.sample_rate / hop)) * hop
+        """Length of an excerpt."""
+        return excerpt_samples(self.manifest.spectral)
 
     def silence(self, channels: int) -> dict[str, NDArray[np.float32]]:
         """The states [channels, ...] before anything was heard, by the name of their input."""

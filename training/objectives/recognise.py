@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from realtime.recognise import after_silence, cut_excerpts, expected_calibration_error, level_dbfs, loud_enough
+from realtime.recognise import (
+    after_silence,
+    cut_excerpts,
+    excerpt_samples,
+    expected_calibration_error,
+    level_dbfs,
+    loud_enough,
+)
 from training.library import Library, Recording
 from training.models.classifier import LABEL_SMOOTHING, hidden_stretch, played_elsewhere
 from training.models.streaming_recogniser import Recognition, StreamingRecogniser
@@ -82,11 +89,12 @@ class RecogniseObjective(Objective):
     @staticmethod
     def validation_batches(library: Library, recipe: Recipe) -> list[Batch]:
         """Excerpts of held-out recordings as they are, up to ``trainer.validation_segments`` of each."""
+        samples = excerpt_samples(recipe.spectral)
         rows = [
             (excerpt, number)
             for number, style in enumerate(library.styles)
             for recording in style.validation
-            for excerpt in recording_excerpts(recording, recipe.segment_samples, recipe.trainer.validation_segments)
+            for excerpt in recording_excerpts(recording, samples, recipe.trainer.validation_segments)
         ]
         size = recipe.trainer.batch_size
         return [
@@ -101,15 +109,14 @@ class RecogniseObjective(Objective):
     def hear(self, raw: Tensor, random: torch.Generator | None = None) -> Recognition:
         """Recordings [batch, raw samples] -> what is said after each hop; coloured where there is a ``random``."""
         net = self.average_recogniser if self.averaging and random is None else self.recogniser
-        samples = self.recipe.segment_samples
         state = on_device(net.init_state(len(raw)), raw.device)
         if random is None:
-            power, _ = net.listen(raw[:, :samples], state.framer)
+            power, _ = net.listen(raw, state.framer)
             return net.recognise(net.relate(power, state.peak)[0], state)[0]
         with torch.no_grad():
             # Two draws make a triangle: small changes are the rule.
             spread = torch.rand(2, len(raw), generator=random, device=raw.device).sum(dim=0) - 1.0
-            played = at_speeds(raw, self.recipe.augment.pitch_semitones * spread, samples)
+            played = at_speeds(raw, self.recipe.augment.pitch_semitones * spread, self.recipe.segment_samples)
             power, _ = net.listen(played, state.framer)
             batch, bands, frames = power.shape[0], power.shape[2], power.shape[3]
             # Both resolutions side by side, so that they meet the same equaliser.
