@@ -39,6 +39,8 @@ PARAMETER_LIMITS = {"dB": (-120.0, 60.0), "ratio": (0.0, 1.0)}
 """The widest range that a manifest may give to a parameter, by unit."""
 MODELS_DIR = Path(__file__).parent / "models"
 DEFAULT_MODEL = MODELS_DIR / "bank.onnx"
+SHORT_MODEL = MODELS_DIR / "bank128.onnx"
+"""The second preset: half the latency."""
 FIRST_MODEL = MODELS_DIR / "first.onnx"
 """What later models are compared with."""
 COMPOSER_MODEL = MODELS_DIR / "composer.onnx"
@@ -57,6 +59,14 @@ class BundleError(ValueError):
 
 class ProviderError(RuntimeError):
     """A provider that was asked for and does not run; the text says why and what to do."""
+
+
+def named_model(path: Path | None) -> Path:
+    """A model file as a command names it: its path, or the bare name of a shipped one; None is the default model."""
+    if path is None:
+        return DEFAULT_MODEL
+    shipped = MODELS_DIR / f"{path}.onnx"
+    return shipped if path == Path(path.name) and not path.exists() and shipped.exists() else path
 
 
 class StyleError(ValueError):

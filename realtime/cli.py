@@ -45,7 +45,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelOption = Annotated[Path | None, typer.Option("--model", "-m", help="Model file; default: the shipped one.")]
+ModelOption = Annotated[Path | None, typer.Option("--model", "-m", help="Model file, or bank, bank128; default: bank.")]
 LearnedOption = Annotated[
     list[Path] | None, typer.Option(help="Style file of 'restyle learn'; give it again for more.")
 ]
@@ -71,14 +71,14 @@ ProviderOption = Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")]
 
 @app.callback()
 def _about() -> None:
-    """Play one instrument, hear another, 3 ms later."""
+    """Play one instrument, hear another, 5 ms later."""
 
 
 def model_file(path: Path | None) -> Path:
-    """The model that ``--model`` names, or the shipped one."""
-    from realtime.bundle import DEFAULT_MODEL
+    """The model that ``--model`` names, a file or the name of a shipped one; without a name the default."""
+    from realtime.bundle import named_model
 
-    return DEFAULT_MODEL if path is None else path
+    return named_model(path)
 
 
 def recogniser_file(path: Path | None) -> Path:

@@ -393,14 +393,14 @@ def learn(
     Example: restyle learn cello.wav --name Cello --refine 3
     """
     from realtime.audio import AudioFileError
-    from realtime.bundle import DEFAULT_MODEL, BundleError, read_bundle
+    from realtime.bundle import BundleError, named_model, read_bundle
     from realtime.files import check_writable
     from realtime.learned import SUFFIX, LearnError, read_clip, style_id, write_style
     from realtime.learned import learn as hear
 
     errors = Console(stderr=True)
     try:
-        bundle = read_bundle(model or DEFAULT_MODEL)
+        bundle = read_bundle(named_model(model))
         target = out or Path(style_id(name) + SUFFIX)
         if target.suffix != SUFFIX:
             raise LearnError(f"{target}: a style file ends in {SUFFIX}; choose another --out")
