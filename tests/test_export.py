@@ -95,7 +95,7 @@ def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
         "noise.count": (1,),
         "made.history": (3, 896),
         "body.hidden": (16,),
-        "bank.gains": (4, 12),
+        "bank.response": (4, 2, 544),
     }
 
 

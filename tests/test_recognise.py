@@ -113,10 +113,10 @@ def test_the_shipped_recogniser_is_small_and_knows_the_styles_of_the_shipped_mod
     manifest = read_bundle(DEFAULT_RECOGNISER).manifest
     assert DEFAULT_RECOGNISER.stat().st_size <= 2_000_000
     assert {style.id for style in read_bundle(DEFAULT_MODEL).manifest.styles} <= {style.id for style in manifest.styles}
-    assert manifest.kind == "recognise" and manifest.card.metrics["validation/accuracy"] > 0.5  # chance: 0.06
+    assert manifest.kind == "recognise" and manifest.card.metrics["validation/accuracy"] > 0.8  # chance: 0.06
 
 
-@pytest.mark.parametrize(("clip", "style"), [(SAX, "alto_sax"), (CLIPS / "alto_sax_e4.flac", "alto_sax")])
+@pytest.mark.parametrize(("clip", "style"), [(SAX, "alto_sax"), (VIBRAPHONE, "vibraphone")])
 def test_real_notes_are_recognised_at_any_level_and_rate(
     recogniser: Recogniser, tmp_path: Path, clip: Path, style: str
 ) -> None:
@@ -141,7 +141,7 @@ def test_an_hour_is_heard_as_its_minutes_are(recogniser: Recogniser, tmp_path: P
 
 def test_the_command_prints_every_excerpt_and_the_whole(recogniser: Recogniser) -> None:
     text = run(SAX, VIBRAPHONE).output
-    assert "Alto saxophone" in text and "0.0 to" in text and VIBRAPHONE.name in text
+    assert "Alto saxophone" in text and "Vibraphone" in text and "0.0 to" in text
     values = json.loads(run(SAX, "--json").stdout)
     (found,) = values["files"]
     assert found["style"] == "alto_sax" and values["failed"] == []

@@ -122,6 +122,9 @@ class ComposeObjective(Objective):
         if self._carried is not None:
             checkpoint[STATE_KEY] = {"hidden": self._carried.hidden.cpu(), "cell": self._carried.cell.cpu()}
 
+    def remember_recordings(self, earlier: dict[str, Any]) -> None:
+        """Nothing: which tunes are held out follows from the tunes alone, in every run."""
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         state = checkpoint.get(STATE_KEY)
