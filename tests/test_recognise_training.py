@@ -265,4 +265,5 @@ def test_a_tone_at_another_speed_is_a_tone_of_another_pitch(semitones: float) ->
     raw = torch.sin(2 * math.pi * 200.0 * torch.arange(2 * samples) / rate)[None]
     moved = at_speeds(raw, torch.tensor([semitones]), samples)
     expected = torch.sin(2 * math.pi * 200.0 * 2.0 ** (semitones / 12.0) * torch.arange(samples) / rate)
-    assert float((moved[0] - expected).abs().max()) < 0.03
+    # The last sample of one is the last of the other, so the end is off by up to a sample and a half: 0.04 radians.
+    assert float((moved[0] - expected).abs().max()) < 0.05
