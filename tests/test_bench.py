@@ -415,7 +415,7 @@ def test_memory_growth_is_one_slope_through_slices_of_different_levels() -> None
 
 def test_private_memory_sees_what_is_allocated() -> None:
     before = private_memory_kib(os.getpid())
-    kept = np.ones(2**22, np.float64)
+    kept = np.ones(2**24, np.float64)  # so large that it is asked for anew, and not taken from what was let go before
     after = private_memory_kib(os.getpid())
     assert before is not None and after is not None and after - before > 0.9 * kept.nbytes / 1024
     assert private_memory_kib(None) is None
