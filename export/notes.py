@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 
 from export.graph import OPSET, quietly
 from export.verify import TOLERANCE, VerifyError
-from export.writer import card_of, strip_graph
-from realtime.bundle import MANIFEST_KEY, SCHEMA_VERSION, Golden, Manifest, StateSpec, read_bundle
+from export.writer import card_of, finish_graph, save_graph
+from realtime.bundle import SCHEMA_VERSION, Golden, Manifest, StateSpec, read_bundle
 from realtime.compose import NoteStream
 from realtime.files import NewFile
 from realtime.notes import DURATIONS_TICKS, Note, Vocabulary
@@ -115,14 +114,9 @@ def export_composer(trained: TrainedComposer, path: Path, description: str = "")
         vocabulary=vocabulary,
     )
     graph = build_notes_graph(composer)
-    strip_graph(graph)
-    graph.producer_name = "restyle"
-    graph.metadata_props.add(key=MANIFEST_KEY, value=manifest.to_json())
+    finish_graph(graph, manifest)
     with NewFile(path.absolute()) as part:
-        with part.open("wb") as file:
-            file.write(graph.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
+        save_graph(graph, part)
         stream = NoteStream(read_bundle(part))
         found = np.stack([stream.step(token) for token in tokens[0].tolist()])
         difference = float(np.abs(found - expected).max())

@@ -57,9 +57,7 @@ def verify(model: nn.Module, path: Path, audio: NDArray[np.float32], hops: int =
     for hops_per_step in (1, 3, 16):
         steps = -(-hops // hops_per_step)
         step_samples = hops_per_step * hop
-        mono = np.resize(audio, steps * step_samples)
-        mono[-len(mono) // 8 :] = 0.0  # what a graph makes of silence after playing is where it first breaks
-        stereo = np.stack([mono, 0.5 * np.roll(mono, 12_345)]).astype(np.float32)
+        stereo = two_channels(audio, steps * step_samples)
         # A new pair of styles about every half second of audio.
         turn = np.arange(steps) * hops_per_step // 190
         styles = np.stack([vectors[turn % len(vectors)], vectors[(turn + 1) % len(vectors)]], axis=1)
@@ -74,10 +72,22 @@ def verify(model: nn.Module, path: Path, audio: NDArray[np.float32], hops: int =
             if not np.isfinite(difference):
                 raise VerifyError(f"{path.name}: output is not finite at hop {i * hops_per_step}")
         worst[hops_per_step] = difference
+    return accepted(hops, worst, "of full scale ")
+
+
+def two_channels(audio: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
+    """audio [any] round and round -> [2, samples], two channels that differ, silent at their end."""
+    mono = np.resize(audio, samples)
+    mono[-len(mono) // 8 :] = 0.0  # what a graph makes of silence after playing is where it first breaks
+    return np.stack([mono, 0.5 * np.roll(mono, 12_345)]).astype(np.float32)
+
+
+def accepted(hops: int, worst: dict[int, float], unit: str = "") -> Verification:
+    """The result of differences by hops per step; VerifyError where the largest reaches TOLERANCE."""
     result = Verification(hops, max(worst.values()), worst)
     if result.largest_difference >= TOLERANCE:
         raise VerifyError(
-            f"torch and onnxruntime differ by {result.largest_difference:.2e} of full scale over {hops} hops "
+            f"torch and onnxruntime differ by {result.largest_difference:.2e} {unit}over {hops} hops "
             f"(limit {TOLERANCE:.0e}); no file was written"
         )
     return result

@@ -120,7 +120,7 @@ def write_model(
     finish_graph(graph, manifest)
     if encoder is not None:
         heard = build_encoder_graph(encoder, CLIP_SAMPLES)
-        strip_graph(heard)
+        _strip(heard)
         graph.metadata_props.add(key=ENCODER_KEY, value=base64.b64encode(heard.SerializeToString()).decode())
     path = path.absolute()
     with NewFile(path) as part:
@@ -132,7 +132,7 @@ def write_model(
 
 def finish_graph(graph: onnx.ModelProto, manifest: Manifest) -> None:
     """Give a traced graph its manifest, and take from it what nobody needs."""
-    strip_graph(graph)
+    _strip(graph)
     _name_samples(graph, manifest.spectral.hop_samples)
     graph.producer_name = "restyle"
     graph.metadata_props.add(key=MANIFEST_KEY, value=manifest.to_json())
@@ -236,7 +236,7 @@ def _name_samples(graph: onnx.ModelProto, hop_samples: int) -> None:
                 dim.dim_param = "samples"
 
 
-def strip_graph(graph: onnx.ModelProto) -> None:
+def _strip(graph: onnx.ModelProto) -> None:
     """Remove what tracing leaves behind (stack traces, names of source files): nobody's business, half the size."""
     del graph.metadata_props[:]
     for node in graph.graph.node:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from realtime.cli import PLAIN, STOP_SIGNALS
+
 if TYPE_CHECKING:
     from realtime.compose import NoteStream, Sampling
 
-PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LONGEST_WAIT_S = 0.01
 
 
