@@ -60,6 +60,7 @@ def export_checkpoint(trained: TrainedModel, path: Path, description: str = "") 
     styles = [
         NamedStyle(entry.id, entry.label, entry.midi_program, trained.style_vectors[row].numpy().astype(np.float32))
         for row, entry in enumerate(recipe.style)
+        if row in recipe.performed
     ]
     return write_model(
         trained.generator,
@@ -200,7 +201,7 @@ def card_of(trained: TrainedModel | TrainedComposer | TrainedRecogniser, descrip
     if tunes:
         sources["tunes"] = Source("tunes", recipe.phrases.licence, recipe.phrases.attribution, len(tunes), 0.0)
     return Card(
-        description=description or f"Styles: {', '.join(entry.label for entry in recipe.style)}",
+        description=description or f"Styles: {', '.join(recipe.style[row].label for row in recipe.performed)}",
         objective=recipe.objective,
         commit=_commit(),
         date=dt.datetime.now(dt.UTC).date().isoformat(),
