@@ -45,7 +45,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelOption = Annotated[Path | None, typer.Option("--model", "-m", help="Model file, or bank, bank128; default: bank.")]
+ModelOption = Annotated[Path | None, typer.Option("--model", "-m", help="Model file, or bank, bank256; default: bank.")]
 LearnedOption = Annotated[
     list[Path] | None, typer.Option(help="Style file of 'restyle learn'; give it again for more.")
 ]

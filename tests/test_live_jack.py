@@ -478,7 +478,7 @@ def test_ctrl_c_while_it_starts_ends_it_cleanly(jack_server: JackServer) -> None
         restyle.family = children(restyle.process.pid)
         os.killpg(restyle.process.pid, signal.SIGINT)
         out, err = restyle.end(interrupt=False)
-    assert "hop 128 + overlap 128\n" in out and err == ""
+    assert "hop 128\n" in out and err == ""
 
 
 def test_the_audio_process_does_not_outlive_the_one_that_started_it(jack_server: JackServer) -> None:
