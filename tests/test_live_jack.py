@@ -296,7 +296,7 @@ def read_take(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 @pytest.mark.parametrize(
     "jack_server",
-    [(RATE, period) for period in (16, 64, 128, 256, 4096)],
+    [(RATE, period) for period in (16, 32, 64, 128, 256, 1024, 2048, 4096)],
     indirect=True,
     ids=lambda p: f"period{p[1]}",
 )
@@ -460,7 +460,7 @@ def test_midi_performs_the_styles_without_a_click(musician: Musician, tmp_path: 
 def test_the_servers_period_may_change_while_it_plays(musician: Musician) -> None:
     with restyle_live("--input", "musician", "--dry-wet", "0", "--midi", "virtual") as restyle:
         restyle.await_sound()
-        for period in (256, 64):
+        for period in (256, 64, 16, 32, 4096, 1024, 2048):
             musician.client.blocksize = period
             musician.rest(RATE // 4)
             sent, heard = musician.since(musician.play(GUITAR[: RATE // 2]))
