@@ -211,6 +211,21 @@ class Bundle:
     encoder: bytes = b""
     """As it stands in the file, unchecked; ``read_encoder`` reads it."""
 
+    @property
+    def title(self) -> str:
+        """What plays, for people."""
+        return self.manifest.name
+
+    @property
+    def members(self) -> tuple[Bundle, ...]:
+        """The model files in it, each on its own."""
+        return (self,)
+
+    @property
+    def level_in_style(self) -> bool:
+        """Whether the last number of a style vector is the amplitude factor of that style, applied by the stream."""
+        return False
+
 
 def read_bundle(path: Path | str) -> Bundle:
     """Read and check a model file, from disk, in any thread; BundleError names what is wrong and what to do."""

@@ -67,6 +67,21 @@ InferenceOption = Annotated[
     ),
 ]
 ProviderOption = Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")]
+ThenOption = Annotated[
+    list[Path] | None, typer.Option(help="A model that comes after --model, in series; again for one after that.")
+]
+ThenStyleOption = Annotated[
+    list[str] | None, typer.Option(help="Style or mix of --then; once for each, in their order. Default: its first.")
+]
+WithOption = Annotated[
+    list[Path] | None, typer.Option("--with", help="A model that plays beside --model; again for more.")
+]
+WithStyleOption = Annotated[
+    list[str] | None, typer.Option(help="Style or mix of --with; once for each, in their order. Default: its first.")
+]
+MixOption = Annotated[
+    float | None, typer.Option(min=0.0, max=1.0, help="Share of what --with adds, of all together; default: 0.5.")
+]
 
 
 @app.callback()
@@ -79,6 +94,31 @@ def model_file(path: Path | None) -> Path:
     from realtime.bundle import named_model
 
     return named_model(path)
+
+
+def ensemble_parts(
+    then: list[Path] | None,
+    then_style: list[str] | None,
+    beside: list[Path] | None,
+    with_style: list[str] | None,
+    mix: float | None,
+) -> Any:
+    """The models beside and after the first, as the options name them; a usage error where they do not fit."""
+    from realtime.ensemble import Part, Parts
+
+    def paired(models: list[Path], styles: list[str], name: str, share: float) -> tuple[Part, ...]:
+        if len(styles) > len(models):
+            raise typer.BadParameter(
+                f"--{name}-style is given {len(styles)} times, --{name} {len(models)} times: each style needs its model"
+            )
+        chosen = [*styles, *[None] * (len(models) - len(styles))]
+        return tuple(Part(model_file(model), style, share) for model, style in zip(models, chosen, strict=True))
+
+    beside = beside or []
+    if mix is not None and not beside:
+        raise typer.BadParameter("--mix is the share of another model: name it, --with MODEL")
+    share = (0.5 if mix is None else mix) / max(1, len(beside))
+    return Parts(paired(then or [], then_style or [], "then", 0.0), paired(beside, with_style or [], "with", share))
 
 
 def recogniser_file(path: Path | None) -> Path:
@@ -210,6 +250,11 @@ def live(
     style: Annotated[str | None, typer.Option(help="First style, or a mix: violin=0.7,choir=0.3")] = None,
     morph_to: Annotated[str | None, typer.Option(help="The second style, which the morph control moves to.")] = None,
     dry_wet: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="0 dry, 1 wet.")] = None,
+    then: ThenOption = None,
+    then_style: ThenStyleOption = None,
+    with_: WithOption = None,
+    with_style: WithStyleOption = None,
+    mix: MixOption = None,
     input_: InputOption = None,
     output: OutputOption = None,
     channels: ChannelsOption = 1,
@@ -248,6 +293,7 @@ def live(
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     console = Console()
+    parts = ensemble_parts(then, then_style, with_, with_style, mix)
     if record is not None and holds_recording(record):
         raise failure("cannot perform", f"{record} holds a recording already; choose another folder for --record")
     try:
@@ -270,6 +316,7 @@ def live(
             inference=inference,
             patience_ms=patience,
             recognise=recogniser_file(recognise) if recognise else None,
+            parts=parts,
         )
         try:
             _perform(Performance(settings), console, seconds)
@@ -348,6 +395,11 @@ def render(
     model: ModelOption = None,
     learned: LearnedOption = None,
     style: Annotated[str | None, typer.Option(help="Style, or a mix: violin=0.7,choir=0.3")] = None,
+    then: ThenOption = None,
+    then_style: ThenStyleOption = None,
+    with_: WithOption = None,
+    with_style: WithStyleOption = None,
+    mix: MixOption = None,
     midi: Annotated[Path | None, typer.Option(help="MIDI file that performs the styles.")] = None,
     midi_map: MapOption = None,
     dry_wet: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="0 dry, 1 wet.")] = None,
@@ -363,14 +415,16 @@ def render(
     from realtime.audio import AudioFileError
     from realtime.bundle import BundleError, ProviderError, StyleError, read_bundle
     from realtime.controls import Performer, select_mix
+    from realtime.ensemble import join
     from realtime.learned import LearnError, add_styles
     from realtime.midi import MidiError, MidiMap, read_midi_file
     from realtime.render import plan_files, render_file
 
     console = Console(stderr=True)
+    parts = ensemble_parts(then, then_style, with_, with_style, mix)
     done, failed = [], []
     try:
-        bundle = add_styles(read_bundle(model_file(model)), learned or ())
+        bundle = join(add_styles(read_bundle(model_file(model)), learned or ()), parts)
         events = read_midi_file(midi) if midi else []
         mapped = MidiMap.load(midi_map) if midi_map else MidiMap()
         pairs = plan_files(source, target)
@@ -482,6 +536,11 @@ def replay(
 @app.command()
 def check(
     model: ModelOption = None,
+    then: ThenOption = None,
+    then_style: ThenStyleOption = None,
+    with_: WithOption = None,
+    with_style: WithStyleOption = None,
+    mix: MixOption = None,
     input_: InputOption = None,
     output: OutputOption = None,
     channels: ChannelsOption = 1,
@@ -500,11 +559,12 @@ def check(
 
     Example: restyle check --input scarlett --midi pad --record take1
     """
-    from realtime.bundle import BundleError
+    from realtime.bundle import BundleError, StyleError
     from realtime.check import sound_check
     from realtime.live import LiveSettings, PerformanceError
     from realtime.midi import MidiError, MidiMap
 
+    parts = ensemble_parts(then, then_style, with_, with_style, mix)
     console, colours = Console(stderr=as_json), {"pass": "green", "warn": "yellow", "fail": "red"}
     findings = []
     try:
@@ -519,6 +579,7 @@ def check(
             provider=provider,
             inference=inference,
             record=record,
+            parts=parts,
         )
         with console.status(f"checking, of which {seconds:g} s playing"):
             for finding in sound_check(settings, seconds):
@@ -526,7 +587,7 @@ def check(
                 if not as_json:
                     console.print(f"[{colours[finding.verdict]}]{finding.verdict}[/]  {finding.id:<9}", end="")
                     console.print(finding.text + (f" -> {finding.remedy}" if finding.remedy else ""), **PLAIN)
-    except (BundleError, MidiError, PerformanceError) as error:
+    except (BundleError, StyleError, MidiError, PerformanceError) as error:
         raise failure("cannot check", error) from None
     failed = [finding.id for finding in findings if finding.verdict == "fail"]
     if as_json:
