@@ -27,6 +27,8 @@ SCHEMA_VERSION = 1
 MANIFEST_KEY = "restyle.manifest"
 ENCODER_KEY = "restyle.encoder"
 """Metadata: the style encoder's own ONNX file in base64, if the model has one."""
+CRITIC_KEY = "restyle.critic"
+"""Metadata: the same of the critic that rates what the model made by noise."""
 KINDS = ("transfer", "generate", "recognise", "notes")
 MAX_FILE_BYTES = 512 * 2**20
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -180,6 +182,8 @@ class Manifest:
     """By how much the even blend of two styles is quieter than both in the mean [styles, styles]; may be missing."""
     vocabulary: Vocabulary | None = None
     """The events of a model of kind ``notes``, which has no styles; its golden vector holds tokens and logits."""
+    noise_dims: int = 0
+    """So many numbers at the end of a style vector are noise, zero in the styles as they stand in the file."""
 
     def style(self, style_id: str) -> Style:
         """The style with this id (or label, ignoring case); StyleError with near matches if there is none."""
@@ -210,6 +214,8 @@ class Bundle:
     graph: bytes
     encoder: bytes = b""
     """As it stands in the file, unchecked; ``read_encoder`` reads it."""
+    critic: bytes = b""
+    """Likewise; ``read_critic`` reads it."""
 
     @property
     def title(self) -> str:
@@ -254,7 +260,7 @@ def read_bundle(path: Path | str) -> Bundle:
     manifest = _read_manifest(path, text)
     _check_manifest(path, manifest)
     _check_tensors(path, outline, manifest)
-    return Bundle(path, manifest, data, outline.metadata.get(ENCODER_KEY, b""))
+    return Bundle(path, manifest, data, outline.metadata.get(ENCODER_KEY, b""), outline.metadata.get(CRITIC_KEY, b""))
 
 
 def read_encoder(bundle: Bundle) -> bytes:
@@ -262,26 +268,48 @@ def read_encoder(bundle: Bundle) -> bytes:
 
     Raises BundleError, also for a model without one.
     """
-    path, dim = bundle.path, bundle.manifest.style_dim
     if not bundle.encoder:
         raise BundleError(
-            path, "encoder", "is missing: this model cannot learn styles", "train it with [encoder] in the recipe"
+            bundle.path,
+            "encoder",
+            "is missing: this model cannot learn styles",
+            "train it with [encoder] in the recipe",
         )
+    return _read_clip_graph(bundle.path, "encoder", bundle.encoder, "vector", bundle.manifest.style_dim)
+
+
+def read_critic(bundle: Bundle) -> bytes:
+    """The checked ONNX file of the critic: ``audio [clips, samples]`` -> ``ratings [clips, styles]``.
+
+    Raises BundleError, also for a model without one.
+    """
+    if not bundle.critic:
+        raise BundleError(
+            bundle.path,
+            "critic",
+            "is missing: this model cannot rate what it makes",
+            'train one with objective = "cycle" and cycle.noise_dims above 0 in the recipe',
+        )
+    return _read_clip_graph(bundle.path, "critic", bundle.critic, "ratings", len(bundle.manifest.styles))
+
+
+def _read_clip_graph(path: Path, part: str, encoded: bytes, output: str, output_dim: int) -> bytes:
+    """A checked graph that travels in the metadata: ``audio [clips, samples]`` -> ``output [clips, output_dim]``."""
     try:
-        graph = base64.b64decode(bundle.encoder, validate=True)
+        graph = base64.b64decode(encoded, validate=True)
         outline = _read_outline(memoryview(graph))
     except (ValueError, _WireError) as error:
-        raise BundleError(path, "encoder", f"is damaged: {error}", "copy or export the file again") from None
+        raise BundleError(path, part, f"is damaged: {error}", "copy or export the file again") from None
     _check_outline(path, outline)
     for side, found, wanted in (
         ("input", outline.inputs, ("audio", None)),
-        ("output", outline.outputs, ("vector", dim)),
+        ("output", outline.outputs, (output, output_dim)),
     ):
         name, size = wanted
         _, dims = found.get(name, (0, ()))
         sized = len(dims) == 2 and (dims[1] == size if size else 1_000 <= (dims[1] or 0) <= 2**20)
         if len(found) != 1 or not sized or found[name][0] != 1:
-            raise BundleError(path, f"encoder {side} '{name}'", "is not as it should be", "export the model again")
+            raise BundleError(path, f"{part} {side} '{name}'", "is not as it should be", "export the model again")
     return graph
 
 
@@ -351,6 +379,12 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
         wrong = style_problem(style, manifest.style_dim)
         if wrong:
             need(False, f"styles[{i}] ({style.id}).{wrong[0]}", wrong[1])
+    need(
+        0 <= manifest.noise_dims < max(1, manifest.style_dim),
+        "noise_dims",
+        f"{manifest.noise_dims} is outside 0..{manifest.style_dim - 1}, below style_dim",
+    )
+    need(manifest.noise_dims == 0 or manifest.kind == "transfer", "noise_dims", "belongs to models of kind 'transfer'")
     losses = manifest.blend_losses_lu
     need(
         not losses or (len(losses) == len(manifest.styles) and all(len(row) == len(losses) for row in losses)),

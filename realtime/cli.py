@@ -226,6 +226,8 @@ def info(
             loudness = [f"{style.loudness_lufs:.1f}"] if made else []
             table.add_row(escape(style.id), escape(style.label), str(style.program), *loudness)
         console.print(table)
+    if manifest.noise_dims:
+        console.print(f"noise: {manifest.noise_dims} numbers, for 'render --seed' and '--candidates'", **PLAIN)
     states = ", ".join(f"{state.name} {list(state.shape)}" for state in manifest.states)
     console.print(f"states: {states}", **PLAIN)
     console.print(
@@ -403,59 +405,96 @@ def render(
     midi: Annotated[Path | None, typer.Option(help="MIDI file that performs the styles.")] = None,
     midi_map: MapOption = None,
     dry_wet: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="0 dry, 1 wet.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of a model's noise: the same seed, the same sound; default: no noise.")
+    ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1000, help="Draw so many by noise, from --seed (0) on; keep what the critic rates highest."
+        ),
+    ] = None,
     provider: ProviderOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Files or folders through the engine, faster than real time; output lines up with input to the sample.
+
+    With --candidates it goes through the engine so many times and once more, and prints the critic's ratings.
 
     Example: restyle render guitar.wav violin.wav --style violin
     """
     from rich.progress import Progress
 
     from realtime.audio import AudioFileError
-    from realtime.bundle import BundleError, ProviderError, StyleError, read_bundle
+    from realtime.bundle import Bundle, BundleError, ProviderError, StyleError, read_bundle
+    from realtime.candidates import rate_candidates, with_noise
     from realtime.controls import Performer, select_mix
     from realtime.ensemble import join
     from realtime.learned import LearnError, add_styles
     from realtime.midi import MidiError, MidiMap, read_midi_file
     from realtime.render import plan_files, render_file
 
+    if candidates and midi:
+        raise typer.BadParameter("not with --midi: the critic rates one style; use --seed", param_hint="--candidates")
+    if candidates and learned:
+        raise typer.BadParameter("not with --learned: the critic does not know that style", param_hint="--candidates")
+    if candidates and (then or with_):
+        raise typer.BadParameter("not with --then or --with: the critic rates one model", param_hint="--candidates")
     console = Console(stderr=True)
     parts = ensemble_parts(then, then_style, with_, with_style, mix)
     done, failed = [], []
     try:
-        bundle = join(add_styles(read_bundle(model_file(model)), learned or ()), parts)
+        bundle = add_styles(read_bundle(model_file(model)), learned or ())
+        if seed is not None or candidates:
+            bundle = with_noise(bundle, seed or 0)
+        bundle = join(bundle, parts)
         events = read_midi_file(midi) if midi else []
         mapped = MidiMap.load(midi_map) if midi_map else MidiMap()
         pairs = plan_files(source, target)
 
-        def performer() -> Performer:
-            fresh = Performer(bundle.manifest)
+        def perform(model: Bundle) -> Performer:
+            fresh = Performer(model.manifest)
             if style:
                 select_mix(fresh, style)
             if dry_wet is not None:
                 fresh.set("dry_wet", dry_wet)
             return fresh
 
-        performer()
+        perform(bundle)
         with Progress(console=console, transient=True, disable=as_json) as progress:
             for path, out in pairs:
                 task = progress.add_task(escape(path.name), total=1.0)
                 try:
                     started = time.perf_counter()
+                    drawn: dict[str, Any] = {} if seed is None else {"seed": seed}
+                    if candidates:
+                        seeds = range(seed or 0, (seed or 0) + candidates)
+                        rated = rate_candidates(
+                            bundle,
+                            path,
+                            out,
+                            seeds,
+                            perform,
+                            provider,
+                            lambda share, task=task: progress.update(task, completed=share),
+                        )
+                        kept = max(rated, key=lambda each: each.rating).seed
+                        drawn = {"seed": kept, "candidates": [asdict(each) for each in rated]}
+                        bundle = with_noise(bundle, kept)
                     result = render_file(
                         bundle,
                         path,
                         out,
-                        performer(),
+                        perform(bundle),
                         events,
                         mapped,
                         provider,
                         lambda at, of, task=task: progress.update(task, completed=at / of),
                     )
                     elapsed = time.perf_counter() - started
-                    speed = result.frames / result.sample_rate / elapsed
-                    done.append({**asdict(result), "source": str(path), "target": str(out), "speed": round(speed, 2)})
+                    item = {**asdict(result), "source": str(path), "target": str(out), **drawn}
+                    item["speed"] = round(result.frames / result.sample_rate / elapsed, 2)
+                    done.append(item)
                 except AudioFileError as error:
                     if len(pairs) == 1:
                         raise
@@ -468,6 +507,11 @@ def render(
         for item in done:
             seconds = item["frames"] / item["sample_rate"]
             print(f"{item['target']}: {seconds:.2f} s, {item['speed']:.1f} times real time")
+            if "candidates" in item:
+                print("    seed   rating")
+                for each in item["candidates"]:
+                    kept = "  kept" if each["seed"] == item["seed"] else ""
+                    print(f"  {each['seed']:>6}  {each['rating']:>7.4f}{kept}")
             if item["bad_input_hops"]:
                 print(f"  {item['bad_input_hops']} hops of the input hold NaN or infinity, which became silence")
             if item["bad_output_hops"]:

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from realtime.bench import _field, _varint, matmul_model
 from realtime.bundle import (
     DEFAULT_MODEL,
+    LONG_MODEL,
     MANIFEST_KEY,
     MAX_FILE_BYTES,
-    LONG_MODEL,
     Bundle,
     BundleError,
     Golden,
@@ -79,7 +79,8 @@ def test_the_shipped_model_is_what_it_says(shipped: Bundle) -> None:
     assert manifest.spectral.sample_rate == 48_000 and manifest.spectral.hop_samples == 128
     assert len(manifest.styles) >= 4 and len(shipped.graph) <= 8e6
     assert len({style.program for style in manifest.styles}) == len(manifest.styles)
-    assert {source.style for source in manifest.card.sources} == {*(style.id for style in manifest.styles), "tunes"}
+    # What only the judges heard is named too.
+    assert {source.style for source in manifest.card.sources} >= {*(style.id for style in manifest.styles), "tunes"}
     assert all(source.licence and source.attribution for source in manifest.card.sources)
     assert len(manifest.card.recordings_sha256) >= 100
     assert all(-45 < style.loudness_lufs < -5 for style in manifest.styles)

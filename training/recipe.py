@@ -451,6 +451,11 @@ class Recipe:
         return self.objective == "compose"
 
     @property
+    def noise_dims(self) -> int:
+        """Numbers at the end of a style vector that are noise: those of ``cycle``, no other objective has any."""
+        return self.cycle.noise_dims if self.objective == "cycle" else 0
+
+    @property
     def segment_samples(self) -> int:
         """Length of a training segment in whole hops."""
         hop = self.spectral.hop_samples
