@@ -267,11 +267,13 @@ class EnsembleStream:
 
     def _slope(self) -> NDArray[np.float32]:
         """The first model's amplitude over this step [channels, 1 or step_samples]: a straight line from the last."""
-        level = self.style[:, -1:] * self._share
+        level: NDArray[np.float32] = self.style[:, -1:] * self._share
         last, self._level = self._level, level
         if last is None or (last == level).all():
             return level
-        return self._ramp * (level - last) + last
+        slope: NDArray[np.float32] = np.multiply(self._ramp, level - last, dtype=np.float32)
+        slope += last
+        return slope
 
     def _broken(self) -> NDArray[np.float32]:
         self.audio_out[:] = np.nan
