@@ -282,8 +282,8 @@ def test_a_model_that_lost_its_critic_says_so(made: Made, tmp_path: Path) -> Non
         (["--candidates", 2, "--learned", "sax.style"], "not with --learned"),
     ],
 )
-def test_wrong_usage_is_refused(made: Made, tmp_path: Path, arguments: list[object], problem: str) -> None:
-    result = restyle("render", SAX, tmp_path / "out.wav", "--model", made.path, *arguments)
+def test_wrong_usage_is_refused(tmp_path: Path, arguments: list[object], problem: str) -> None:
+    result = restyle("render", SAX, tmp_path / "out.wav", *arguments)
     assert result.exit_code == 2 and problem in on_one_line(result), result.output
     assert not list(tmp_path.iterdir())
 
