@@ -103,7 +103,7 @@ def on_one_line(result: Result) -> str:
 def render(made: Made, out: Path, *arguments: object) -> tuple[dict[str, Any], NDArray[np.float32]]:
     result = restyle("render", SAX, out, "--model", made.path, "--json", *arguments)
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)["rendered"][0], soundfile.read(out, dtype="float32")[0]
+    return json.loads(result.stdout)["rendered"][0], np.asarray(soundfile.read(out)[0], np.float32)
 
 
 # -- the model file -----------------------------------------------------------------------------------------------
