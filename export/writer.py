@@ -115,6 +115,7 @@ def write_model(
         golden=Golden(styles[0].id, Golden.pack(golden_in), Golden.pack(golden_out[0].numpy())),
         weight_count=sum(parameter.numel() for parameter in model.parameters()),
         blend_losses_lu=tuple(tuple(round(float(loss), 2) for loss in row) for row in losses),
+        code_levels=getattr(model, "code_levels", ()),
     )
     graph = build_graph(model, manifest.style_dim, spec.hop_samples)
     finish_graph(graph, manifest)

@@ -375,7 +375,7 @@ class Recipe:
             raise ValueError(f"style.id: '{', '.join(twice)}' is named twice; ids must differ")
         if self.adversary.weight and len(self.style) < 2:
             raise ValueError("adversary.weight: a critic of styles needs two of them; add a [[style]] or leave it out")
-        if self.loss.steadiness and self.model.answer != "gains":
+        if self.loss.steadiness and self.model.answer == "spectrum":
             raise ValueError("loss.steadiness: holds gains still, and model.answer = 'spectrum' has none; set it to 0")
         if self.objective == "cycle":
             self._check_cycle()
