@@ -253,7 +253,9 @@ class RestoreObjective(Objective):
     def unsteadiness(self, vectors: Tensor, seed: int) -> Tensor:
         """How far gains stray from their mean, in natural log units, while tones in these styles stand still."""
         generator, rate = self.generator, self.recipe.spectral.sample_rate
-        assert not isinstance(generator, SpectrumGenerator), "the recipe asks for steady gains of a generator that has none"
+        assert not isinstance(generator, SpectrumGenerator), (
+            "the recipe asks for steady gains of a generator that has none"
+        )
         random = torch.Generator(device=vectors.device).manual_seed(seed)
         hop = self.recipe.spectral.hop_samples
         samples = round(TONE_SECONDS * rate / hop) * hop
