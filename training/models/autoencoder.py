@@ -42,6 +42,8 @@ from training.models.generator import (
 )
 
 LOWEST_PITCH_HZ, PITCHES_PER_OCTAVE, PITCH_LEVELS = 65.0, 100, 512
+CANDIDATE_STEP = 4  # every so many pitches one is looked at; those between are where a parabola has its lowest point
+HIGHEST_HEARD_HZ = 2000.0  # partials above say little of the pitch
 PERIODICITY_LEVELS = 8
 LEVEL_LEVELS, LEVEL_STEP_DB = 256, 0.375  # from full scale down; the lowest is silence
 FOUND_LEVELS = (PITCH_LEVELS, PERIODICITY_LEVELS, LEVEL_LEVELS)
@@ -67,8 +69,8 @@ class PitchFinder(nn.Module):
     latency_samples = 0
     lowpass: Tensor  # [taps - 1 + hop, hop / decimation]
     transform: Tensor  # [window, (re|im, bins)]
-    differences: Tensor  # [bins, (difference|its mean so far, pitches)]
-    cost: Tensor  # [pitches]
+    differences: Tensor  # [bins, (difference|its mean so far, candidates with one more at each end)]
+    cost: Tensor  # [candidates]
 
     def __init__(self, spec: SpectralSpec) -> None:
         super().__init__()
@@ -88,11 +90,11 @@ class PitchFinder(nn.Module):
             end = (column + 1) * decimation - 1
             lowpass[end : end + taps, column] = response[::-1] / response.sum()
 
-        hertz = LOWEST_PITCH_HZ * 2.0 ** (np.arange(PITCH_LEVELS) / PITCHES_PER_OCTAVE)
-        lags = rate / hertz
-        size = 2 * window
+        places = np.arange(-CANDIDATE_STEP, PITCH_LEVELS + CANDIDATE_STEP, CANDIDATE_STEP)
+        lags = rate * 2.0 ** (-places / PITCHES_PER_OCTAVE) / LOWEST_PITCH_HZ
+        size = 16 * math.ceil((window + lags.max()) / 16)  # no lag runs round
         bins_hz = np.fft.rfftfreq(size, 1.0 / rate)
-        bins_hz = bins_hz[bins_hz <= 2500.0]
+        bins_hz = bins_hz[bins_hz <= HIGHEST_HEARD_HZ]
         taper = np.hanning(window + 1)[1:]
         spectra = np.exp(-2j * np.pi * np.outer(np.arange(window), bins_hz / rate)) * taper[:, None]
         dull = 2.0 / (1.0 + (bins_hz / 1500.0) ** 4)
@@ -110,7 +112,7 @@ class PitchFinder(nn.Module):
             "lowpass": lowpass,
             "transform": np.concatenate([spectra.real, spectra.imag], axis=1),
             "differences": np.concatenate(at, axis=1),
-            "cost": OCTAVE_COST * np.log2(lags / lags.min()),
+            "cost": OCTAVE_COST * np.log2(lags[1:-1] / lags.min()),
         }.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64), persistent=False)
 
@@ -124,8 +126,12 @@ class PitchFinder(nn.Module):
         real, imaginary = torch.matmul(recent[:, :, 0].double(), self.transform).chunk(2, dim=-1)
         difference, mean = torch.matmul(real.square() + imaginary.square(), self.differences).chunk(2, dim=-1)
         unlike = difference.clamp_min(0.0) / mean.clamp_min(1e-20)
-        pitch = torch.argmin(unlike + self.cost, dim=-1, keepdim=True)
-        return pitch[..., 0], unlike.gather(-1, pitch)[..., 0], state
+        best = torch.argmin(unlike[..., 1:-1] + self.cost, dim=-1, keepdim=True)
+        lower, here, higher = unlike.gather(-1, best + torch.arange(3, device=best.device)).unbind(-1)
+        bend = (lower - 2.0 * here + higher).clamp_min(1e-9)
+        beside = (0.5 * (lower - higher) / bend).nan_to_num().clamp(-0.5, 0.5)  # what is no number must still name one
+        pitch = torch.round(CANDIDATE_STEP * (best[..., 0] + beside)).clamp(0.0, PITCH_LEVELS - 1.0)
+        return pitch.long(), here, state
 
 
 @dataclass(frozen=True)
