@@ -75,17 +75,17 @@ def quietly() -> Iterator[None]:
         exporter.setLevel(level)
 
 
-def build_encoder_graph(encoder: nn.Module, clip_samples: int) -> onnx.ModelProto:
-    """Trace a style encoder: ``audio [clips, clip_samples]`` -> ``vector [clips, style_dim]``."""
+def build_clip_graph(model: nn.Module, clip_samples: int, output: str) -> onnx.ModelProto:
+    """Trace a style encoder or a critic: ``audio [clips, clip_samples]`` -> ``output [clips, numbers]``."""
     with quietly(), torch.no_grad():
         program = torch.onnx.export(
-            encoder.eval(),
+            model.eval(),
             (torch.zeros(3, clip_samples),),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("clips", min=1, max=4096)},),
             opset_version=OPSET,
             input_names=["audio"],
-            output_names=["vector"],
+            output_names=[output],
             external_data=False,
             verbose=False,
         )

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from realtime.bundle import read_bundle
-from realtime.learned import hear_windows
+from realtime.candidates import Critic
+from realtime.learned import cut_windows, hear_windows
 from realtime.stream import Stream
 
 TOLERANCE = 1e-4
 ENCODER_TOLERANCE = 1e-3  # of the size of a style vector
+CRITIC_TOLERANCE = 1e-3  # of a rating; the critic learns to tell 0 from 1, or -1 from 1
 MINIMUM_HOPS = 2_000
 
 
@@ -106,5 +108,23 @@ def verify_encoder(encoder: nn.Module, path: Path, audio: NDArray[np.float32]) -
         raise VerifyError(
             f"the style encoder differs by {difference:.2e} between torch and onnxruntime "
             f"(limit {ENCODER_TOLERANCE:.0e}); no file was written"
+        )
+    return difference
+
+
+def verify_critic(critic: nn.Module, path: Path, audio: NDArray[np.float32]) -> float:
+    """Compare the critic in the file at ``path`` with ``critic`` on real audio [samples]; the largest difference.
+
+    Raises VerifyError when it reaches CRITIC_TOLERANCE.
+    """
+    found = Critic(read_bundle(path))
+    windows = cut_windows(audio, found.clip_samples)
+    with torch.no_grad():
+        expected = critic(torch.from_numpy(windows)).numpy()
+    difference = float(np.abs(found.rate_clips(windows) - expected).max())
+    if not difference < CRITIC_TOLERANCE:
+        raise VerifyError(
+            f"the critic differs by {difference:.2e} between torch and onnxruntime "
+            f"(limit {CRITIC_TOLERANCE:.0e}); no file was written"
         )
     return difference

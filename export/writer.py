@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.graph import build_encoder_graph, build_graph, state_tensors
-from export.verify import MINIMUM_HOPS, Verification, run_torch, verify, verify_encoder
+from export.graph import build_clip_graph, build_graph, state_tensors
+from export.verify import MINIMUM_HOPS, Verification, run_torch, verify, verify_critic, verify_encoder
 from realtime.audio import demo_playing
 from realtime.bundle import (
+    CRITIC_KEY,
     ENCODER_KEY,
     MANIFEST_KEY,
     SCHEMA_VERSION,
@@ -54,12 +55,22 @@ class NamedStyle:
     vector: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Noise:
+    """What makes one playing sound in many ways, and what chooses between them."""
+
+    dims: int  # at the end of a style vector
+    critic: nn.Module  # audio [clips, clip_samples] -> ratings [clips, styles]
+    clip_samples: int  # as long as in training
+
+
 def export_checkpoint(trained: TrainedModel, path: Path, description: str = "") -> Verification:
     """Write the model file of a training run. Raises VerifyError or OSError and then leaves no file."""
     recipe = trained.recipe
     styles = [
         NamedStyle(entry.id, entry.label, entry.midi_program, trained.style_vectors[row].numpy().astype(np.float32))
         for row, entry in enumerate(recipe.style)
+        if row in recipe.performed
     ]
     return write_model(
         trained.generator,
@@ -69,6 +80,7 @@ def export_checkpoint(trained: TrainedModel, path: Path, description: str = "") 
         path,
         name=recipe.name,
         encoder=trained.encoder,
+        noise=Noise(recipe.noise_dims, trained.critic, recipe.segment_samples) if trained.critic is not None else None,
     )
 
 
@@ -81,6 +93,7 @@ def write_model(
     name: str,
     verify_hops: int = MINIMUM_HOPS,
     encoder: nn.Module | None = None,
+    noise: Noise | None = None,
 ) -> Verification:
     """Trace, describe, verify against ``model`` and only then put the file at ``path``.
 
@@ -115,19 +128,22 @@ def write_model(
         golden=Golden(styles[0].id, Golden.pack(golden_in), Golden.pack(golden_out[0].numpy())),
         weight_count=sum(parameter.numel() for parameter in model.parameters()),
         blend_losses_lu=tuple(tuple(round(float(loss), 2) for loss in row) for row in losses),
+        noise_dims=noise.dims if noise else 0,
         code_levels=getattr(model, "code_levels", ()),
     )
     graph = build_graph(model, manifest.style_dim, spec.hop_samples)
     finish_graph(graph, manifest)
     if encoder is not None:
-        heard = build_encoder_graph(encoder, CLIP_SAMPLES)
-        _strip(heard)
-        graph.metadata_props.add(key=ENCODER_KEY, value=base64.b64encode(heard.SerializeToString()).decode())
+        _attach(graph, ENCODER_KEY, build_clip_graph(encoder, CLIP_SAMPLES, "vector"))
+    if noise is not None:
+        _attach(graph, CRITIC_KEY, build_clip_graph(noise.critic, noise.clip_samples, "ratings"))
     path = path.absolute()
     with NewFile(path) as part:
         save_graph(graph, part)
         if encoder is not None:
             verify_encoder(encoder, part, playing)
+        if noise is not None:
+            verify_critic(noise.critic, part, playing)
         return verify(model, part, playing, verify_hops)
 
 
@@ -137,6 +153,12 @@ def finish_graph(graph: onnx.ModelProto, manifest: Manifest) -> None:
     _name_samples(graph, manifest.spectral.hop_samples)
     graph.producer_name = "restyle"
     graph.metadata_props.add(key=MANIFEST_KEY, value=manifest.to_json())
+
+
+def _attach(graph: onnx.ModelProto, key: str, other: onnx.ModelProto) -> None:
+    """Let another whole ONNX file travel in the metadata."""
+    _strip(other)
+    graph.metadata_props.add(key=key, value=base64.b64encode(other.SerializeToString()).decode())
 
 
 def save_graph(graph: onnx.ModelProto, path: Path) -> None:
@@ -201,7 +223,7 @@ def card_of(trained: TrainedModel | TrainedComposer | TrainedRecogniser, descrip
     if tunes:
         sources["tunes"] = Source("tunes", recipe.phrases.licence, recipe.phrases.attribution, len(tunes), 0.0)
     return Card(
-        description=description or f"Styles: {', '.join(entry.label for entry in recipe.style)}",
+        description=description or f"Styles: {', '.join(recipe.style[row].label for row in recipe.performed)}",
         objective=recipe.objective,
         commit=_commit(),
         date=dt.datetime.now(dt.UTC).date().isoformat(),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from realtime.bundle import Bundle, BundleError, read_bundle
     from realtime.controls import Controls, Performer
+    from realtime.ensemble import Part, Parts, join
     from realtime.processor import Processor
     from realtime.stream import Stream
 
@@ -17,11 +18,25 @@ _HOMES = {
     "read_bundle": "bundle",
     "Controls": "controls",
     "Performer": "controls",
+    "Part": "ensemble",
+    "Parts": "ensemble",
+    "join": "ensemble",
     "Processor": "processor",
     "Stream": "stream",
 }
 
-__all__ = ["Bundle", "BundleError", "Controls", "Performer", "Processor", "Stream", "read_bundle"]
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "Controls",
+    "Part",
+    "Parts",
+    "Performer",
+    "Processor",
+    "Stream",
+    "join",
+    "read_bundle",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ from realtime.audio import demo_playing
 from realtime.bench_compare import CompareSettings, other_model
 from realtime.bundle import DEMO_CLIP, Bundle, read_bundle
 from realtime.controls import PARAMETERS, Performer, mix_controls
+from realtime.ensemble import make_stream
 from realtime.processor import Processor
 from realtime.show import percentiles_ms
 from realtime.stream import Stream
@@ -51,7 +52,7 @@ def measure_algorithmic_latency(bundle: Bundle, provider: str = "cpu") -> int:
     """
     hop, delay = bundle.manifest.spectral.hop_samples, bundle.manifest.stream_delay_samples
     hops, moved = 12, 6
-    stream = Stream(bundle, channels=hop + 1, provider=provider)
+    stream = make_stream(bundle, channels=hop + 1, provider=provider)
     # Quiet around a large move, so that the faint ends of the windows are not lost in rounding.
     audio = np.tile(np.random.default_rng(0).standard_normal(hops * hop).astype(np.float32) * 1e-3, (hop + 1, 1))
     places = moved * hop + np.arange(hop)

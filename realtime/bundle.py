@@ -27,6 +27,8 @@ SCHEMA_VERSION = 1
 MANIFEST_KEY = "restyle.manifest"
 ENCODER_KEY = "restyle.encoder"
 """Metadata: the style encoder's own ONNX file in base64, if the model has one."""
+CRITIC_KEY = "restyle.critic"
+"""Metadata: the same of the critic that rates what the model made by noise."""
 KINDS = ("transfer", "generate", "recognise", "notes")
 MAX_FILE_BYTES = 512 * 2**20
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -41,8 +43,8 @@ PARAMETER_LIMITS = {"dB": (-120.0, 60.0), "ratio": (0.0, 1.0)}
 """The widest range that a manifest may give to a parameter, by unit."""
 MODELS_DIR = Path(__file__).parent / "models"
 DEFAULT_MODEL = MODELS_DIR / "bank.onnx"
-SHORT_MODEL = MODELS_DIR / "bank128.onnx"
-"""The second preset: half the latency."""
+LONG_MODEL = MODELS_DIR / "bank256.onnx"
+"""The second preset: zero-phase filters, twice the latency."""
 FIRST_MODEL = MODELS_DIR / "first.onnx"
 """What later models are compared with."""
 COMPOSER_MODEL = MODELS_DIR / "composer.onnx"
@@ -184,6 +186,8 @@ class Manifest:
     """The events of a model of kind ``notes``, which has no styles; its golden vector holds tokens and logits."""
     code_levels: tuple[int, ...] = ()
     """Of an autoencoder: how many levels each number of its code has, which passes once per hop; else missing."""
+    noise_dims: int = 0
+    """So many numbers at the end of a style vector are noise, zero in the styles as they stand in the file."""
 
     @property
     def code_numbers_per_second(self) -> float:
@@ -225,6 +229,23 @@ class Bundle:
     graph: bytes
     encoder: bytes = b""
     """As it stands in the file, unchecked; ``read_encoder`` reads it."""
+    critic: bytes = b""
+    """Likewise; ``read_critic`` reads it."""
+
+    @property
+    def title(self) -> str:
+        """What plays, for people."""
+        return self.manifest.name
+
+    @property
+    def members(self) -> tuple[Bundle, ...]:
+        """The model files in it, each on its own."""
+        return (self,)
+
+    @property
+    def level_in_style(self) -> bool:
+        """Whether the last number of a style vector is the amplitude factor of that style, applied by the stream."""
+        return False
 
 
 def read_bundle(path: Path | str) -> Bundle:
@@ -254,7 +275,7 @@ def read_bundle(path: Path | str) -> Bundle:
     manifest = _read_manifest(path, text)
     _check_manifest(path, manifest)
     _check_tensors(path, outline, manifest)
-    return Bundle(path, manifest, data, outline.metadata.get(ENCODER_KEY, b""))
+    return Bundle(path, manifest, data, outline.metadata.get(ENCODER_KEY, b""), outline.metadata.get(CRITIC_KEY, b""))
 
 
 def read_encoder(bundle: Bundle) -> bytes:
@@ -262,26 +283,48 @@ def read_encoder(bundle: Bundle) -> bytes:
 
     Raises BundleError, also for a model without one.
     """
-    path, dim = bundle.path, bundle.manifest.style_dim
     if not bundle.encoder:
         raise BundleError(
-            path, "encoder", "is missing: this model cannot learn styles", "train it with [encoder] in the recipe"
+            bundle.path,
+            "encoder",
+            "is missing: this model cannot learn styles",
+            "train it with [encoder] in the recipe",
         )
+    return _read_clip_graph(bundle.path, "encoder", bundle.encoder, "vector", bundle.manifest.style_dim)
+
+
+def read_critic(bundle: Bundle) -> bytes:
+    """The checked ONNX file of the critic: ``audio [clips, samples]`` -> ``ratings [clips, styles]``.
+
+    Raises BundleError, also for a model without one.
+    """
+    if not bundle.critic:
+        raise BundleError(
+            bundle.path,
+            "critic",
+            "is missing: this model cannot rate what it makes",
+            'train one with objective = "cycle" and cycle.noise_dims above 0 in the recipe',
+        )
+    return _read_clip_graph(bundle.path, "critic", bundle.critic, "ratings", len(bundle.manifest.styles))
+
+
+def _read_clip_graph(path: Path, part: str, encoded: bytes, output: str, output_dim: int) -> bytes:
+    """A checked graph that travels in the metadata: ``audio [clips, samples]`` -> ``output [clips, output_dim]``."""
     try:
-        graph = base64.b64decode(bundle.encoder, validate=True)
+        graph = base64.b64decode(encoded, validate=True)
         outline = _read_outline(memoryview(graph))
     except (ValueError, _WireError) as error:
-        raise BundleError(path, "encoder", f"is damaged: {error}", "copy or export the file again") from None
+        raise BundleError(path, part, f"is damaged: {error}", "copy or export the file again") from None
     _check_outline(path, outline)
     for side, found, wanted in (
         ("input", outline.inputs, ("audio", None)),
-        ("output", outline.outputs, ("vector", dim)),
+        ("output", outline.outputs, (output, output_dim)),
     ):
         name, size = wanted
         _, dims = found.get(name, (0, ()))
         sized = len(dims) == 2 and (dims[1] == size if size else 1_000 <= (dims[1] or 0) <= 2**20)
         if len(found) != 1 or not sized or found[name][0] != 1:
-            raise BundleError(path, f"encoder {side} '{name}'", "is not as it should be", "export the model again")
+            raise BundleError(path, f"{part} {side} '{name}'", "is not as it should be", "export the model again")
     return graph
 
 
@@ -351,6 +394,12 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
         wrong = style_problem(style, manifest.style_dim)
         if wrong:
             need(False, f"styles[{i}] ({style.id}).{wrong[0]}", wrong[1])
+    need(
+        0 <= manifest.noise_dims < max(1, manifest.style_dim),
+        "noise_dims",
+        f"{manifest.noise_dims} is outside 0..{manifest.style_dim - 1}, below style_dim",
+    )
+    need(manifest.noise_dims == 0 or manifest.kind == "transfer", "noise_dims", "belongs to models of kind 'transfer'")
     losses = manifest.blend_losses_lu
     need(
         not losses or (len(losses) == len(manifest.styles) and all(len(row) == len(losses) for row in losses)),

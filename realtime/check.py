@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 
 from realtime.bundle import DEMO_CLIP, DEMO_MIDI, Bundle, Golden, ProviderError, read_bundle
+from realtime.ensemble import join
 from realtime.live import LiveSettings, NoAudioDeviceError, Performance, PerformanceError, Summary
 from realtime.midi import MidiError, MidiInputs, MidiMap, read_midi_file
 from realtime.resample import plan_rates
@@ -66,16 +67,20 @@ def sound_check(settings: LiveSettings, seconds: float) -> Iterator[Finding]:
     Raises BundleError and MidiError for files that are wrong, before the first finding. What the machine lacks is a
     finding. For the main thread, like a performance.
     """
-    bundle = read_bundle(settings.model)
+    bundle = join(read_bundle(settings.model), settings.parts)
     if _is_midi_file(settings.midi):
         read_midi_file(Path(settings.midi))
     yield check_model(bundle)
-    provided = check_provider(bundle, settings.provider)
-    yield provided
-    if provided.verdict != "fail":
-        yield check_golden(bundle, settings.provider)
+    runs = True
+    for member in bundle.members:
+        provided = check_provider(member, settings.provider)
+        runs &= provided.verdict != "fail"
+        findings = [provided] if provided.verdict == "fail" else [provided, check_golden(member, settings.provider)]
+        for finding in findings:
+            alone = len(bundle.members) == 1
+            yield finding if alone else replace(finding, text=f"'{member.title}': {finding.text}")
     yield check_jack()
-    if provided.verdict != "fail":
+    if runs:
         yield from check_playing(settings, bundle, seconds)
     yield check_priority()
     yield check_memory()
@@ -89,11 +94,12 @@ def check_model(bundle: Bundle) -> Finding:
     """What will be played."""
     manifest = bundle.manifest
     milliseconds = 1e3 * manifest.latency_samples / manifest.spectral.sample_rate
+    files = ", ".join(str(member.path) for member in bundle.members)
     return Finding(
         "model",
         "pass",
-        f"'{manifest.name}' in {bundle.path}: {len(manifest.styles)} styles, {manifest.spectral.sample_rate} Hz, "
-        f"{manifest.latency_samples} samples ({milliseconds:.2f} ms)",
+        f"'{bundle.title}' in {files}: {len(manifest.styles)} styles, "
+        f"{manifest.spectral.sample_rate} Hz, {manifest.latency_samples} samples ({milliseconds:.2f} ms)",
         figures={"name": manifest.name, "path": str(bundle.path), "styles": [style.id for style in manifest.styles]},
     )
 

@@ -45,7 +45,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelOption = Annotated[Path | None, typer.Option("--model", "-m", help="Model file, or bank, bank128; default: bank.")]
+ModelOption = Annotated[Path | None, typer.Option("--model", "-m", help="Model file, or bank, bank256; default: bank.")]
 LearnedOption = Annotated[
     list[Path] | None, typer.Option(help="Style file of 'restyle learn'; give it again for more.")
 ]
@@ -67,6 +67,21 @@ InferenceOption = Annotated[
     ),
 ]
 ProviderOption = Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")]
+ThenOption = Annotated[
+    list[Path] | None, typer.Option(help="A model that comes after --model, in series; again for one after that.")
+]
+ThenStyleOption = Annotated[
+    list[str] | None, typer.Option(help="Style or mix of --then; once for each, in their order. Default: its first.")
+]
+WithOption = Annotated[
+    list[Path] | None, typer.Option("--with", help="A model that plays beside --model; again for more.")
+]
+WithStyleOption = Annotated[
+    list[str] | None, typer.Option(help="Style or mix of --with; once for each, in their order. Default: its first.")
+]
+MixOption = Annotated[
+    float | None, typer.Option(min=0.0, max=1.0, help="Share of what --with adds, of all together; default: 0.5.")
+]
 
 
 @app.callback()
@@ -79,6 +94,31 @@ def model_file(path: Path | None) -> Path:
     from realtime.bundle import named_model
 
     return named_model(path)
+
+
+def ensemble_parts(
+    then: list[Path] | None,
+    then_style: list[str] | None,
+    beside: list[Path] | None,
+    with_style: list[str] | None,
+    mix: float | None,
+) -> Any:
+    """The models beside and after the first, as the options name them; a usage error where they do not fit."""
+    from realtime.ensemble import Part, Parts
+
+    def paired(models: list[Path], styles: list[str], name: str, share: float) -> tuple[Part, ...]:
+        if len(styles) > len(models):
+            raise typer.BadParameter(
+                f"--{name}-style is given {len(styles)} times, --{name} {len(models)} times: each style needs its model"
+            )
+        chosen = [*styles, *[None] * (len(models) - len(styles))]
+        return tuple(Part(model_file(model), style, share) for model, style in zip(models, chosen, strict=True))
+
+    beside = beside or []
+    if mix is not None and not beside:
+        raise typer.BadParameter("--mix is the share of another model: name it, --with MODEL")
+    share = (0.5 if mix is None else mix) / max(1, len(beside))
+    return Parts(paired(then or [], then_style or [], "then", 0.0), paired(beside, with_style or [], "with", share))
 
 
 def recogniser_file(path: Path | None) -> Path:
@@ -192,6 +232,8 @@ def info(
             loudness = [f"{style.loudness_lufs:.1f}"] if made else []
             table.add_row(escape(style.id), escape(style.label), str(style.program), *loudness)
         console.print(table)
+    if manifest.noise_dims:
+        console.print(f"noise: {manifest.noise_dims} numbers, for 'render --seed' and '--candidates'", **PLAIN)
     states = ", ".join(f"{state.name} {list(state.shape)}" for state in manifest.states)
     console.print(f"states: {states}", **PLAIN)
     console.print(
@@ -216,6 +258,11 @@ def live(
     style: Annotated[str | None, typer.Option(help="First style, or a mix: violin=0.7,choir=0.3")] = None,
     morph_to: Annotated[str | None, typer.Option(help="The second style, which the morph control moves to.")] = None,
     dry_wet: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="0 dry, 1 wet.")] = None,
+    then: ThenOption = None,
+    then_style: ThenStyleOption = None,
+    with_: WithOption = None,
+    with_style: WithStyleOption = None,
+    mix: MixOption = None,
     input_: InputOption = None,
     output: OutputOption = None,
     channels: ChannelsOption = 1,
@@ -254,6 +301,7 @@ def live(
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     console = Console()
+    parts = ensemble_parts(then, then_style, with_, with_style, mix)
     if record is not None and holds_recording(record):
         raise failure("cannot perform", f"{record} holds a recording already; choose another folder for --record")
     try:
@@ -276,6 +324,7 @@ def live(
             inference=inference,
             patience_ms=patience,
             recognise=recogniser_file(recognise) if recognise else None,
+            parts=parts,
         )
         try:
             _perform(Performance(settings), console, seconds)
@@ -354,60 +403,104 @@ def render(
     model: ModelOption = None,
     learned: LearnedOption = None,
     style: Annotated[str | None, typer.Option(help="Style, or a mix: violin=0.7,choir=0.3")] = None,
+    then: ThenOption = None,
+    then_style: ThenStyleOption = None,
+    with_: WithOption = None,
+    with_style: WithStyleOption = None,
+    mix: MixOption = None,
     midi: Annotated[Path | None, typer.Option(help="MIDI file that performs the styles.")] = None,
     midi_map: MapOption = None,
     dry_wet: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="0 dry, 1 wet.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of a model's noise: the same seed, the same sound; default: no noise.")
+    ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1000, help="Draw so many by noise, from --seed (0) on; keep what the critic rates highest."
+        ),
+    ] = None,
     provider: ProviderOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Files or folders through the engine, faster than real time; output lines up with input to the sample.
+
+    With --candidates it goes through the engine so many times and once more, and prints the critic's ratings.
 
     Example: restyle render guitar.wav violin.wav --style violin
     """
     from rich.progress import Progress
 
     from realtime.audio import AudioFileError
-    from realtime.bundle import BundleError, ProviderError, StyleError, read_bundle
+    from realtime.bundle import Bundle, BundleError, ProviderError, StyleError, read_bundle
+    from realtime.candidates import rate_candidates, with_noise
     from realtime.controls import Performer, select_mix
+    from realtime.ensemble import join
     from realtime.learned import LearnError, add_styles
     from realtime.midi import MidiError, MidiMap, read_midi_file
     from realtime.render import plan_files, render_file
 
+    if candidates and midi:
+        raise typer.BadParameter("not with --midi: the critic rates one style; use --seed", param_hint="--candidates")
+    if candidates and learned:
+        raise typer.BadParameter("not with --learned: the critic does not know that style", param_hint="--candidates")
+    if candidates and (then or with_):
+        raise typer.BadParameter("not with --then or --with: the critic rates one model", param_hint="--candidates")
     console = Console(stderr=True)
+    parts = ensemble_parts(then, then_style, with_, with_style, mix)
     done, failed = [], []
     try:
         bundle = add_styles(read_bundle(model_file(model)), learned or ())
+        if seed is not None or candidates:
+            bundle = with_noise(bundle, seed or 0)
+        bundle = join(bundle, parts)
         events = read_midi_file(midi) if midi else []
         mapped = MidiMap.load(midi_map) if midi_map else MidiMap()
         pairs = plan_files(source, target)
 
-        def performer() -> Performer:
-            fresh = Performer(bundle.manifest)
+        def perform(model: Bundle) -> Performer:
+            fresh = Performer(model.manifest)
             if style:
                 select_mix(fresh, style)
             if dry_wet is not None:
                 fresh.set("dry_wet", dry_wet)
             return fresh
 
-        performer()
+        perform(bundle)
         with Progress(console=console, transient=True, disable=as_json) as progress:
             for path, out in pairs:
                 task = progress.add_task(escape(path.name), total=1.0)
                 try:
                     started = time.perf_counter()
+                    drawn: dict[str, Any] = {} if seed is None else {"seed": seed}
+                    if candidates:
+                        seeds = range(seed or 0, (seed or 0) + candidates)
+                        rated = rate_candidates(
+                            bundle,
+                            path,
+                            out,
+                            seeds,
+                            perform,
+                            provider,
+                            lambda share, task=task: progress.update(task, completed=share),
+                        )
+                        kept = max(rated, key=lambda each: each.rating).seed
+                        drawn = {"seed": kept, "candidates": [asdict(each) for each in rated]}
+                        bundle = with_noise(bundle, kept)
                     result = render_file(
                         bundle,
                         path,
                         out,
-                        performer(),
+                        perform(bundle),
                         events,
                         mapped,
                         provider,
                         lambda at, of, task=task: progress.update(task, completed=at / of),
                     )
                     elapsed = time.perf_counter() - started
-                    speed = result.frames / result.sample_rate / elapsed
-                    done.append({**asdict(result), "source": str(path), "target": str(out), "speed": round(speed, 2)})
+                    item = {**asdict(result), "source": str(path), "target": str(out), **drawn}
+                    item["speed"] = round(result.frames / result.sample_rate / elapsed, 2)
+                    done.append(item)
                 except AudioFileError as error:
                     if len(pairs) == 1:
                         raise
@@ -420,6 +513,11 @@ def render(
         for item in done:
             seconds = item["frames"] / item["sample_rate"]
             print(f"{item['target']}: {seconds:.2f} s, {item['speed']:.1f} times real time")
+            if "candidates" in item:
+                print("    seed   rating")
+                for each in item["candidates"]:
+                    kept = "  kept" if each["seed"] == item["seed"] else ""
+                    print(f"  {each['seed']:>6}  {each['rating']:>7.4f}{kept}")
             if item["bad_input_hops"]:
                 print(f"  {item['bad_input_hops']} hops of the input hold NaN or infinity, which became silence")
             if item["bad_output_hops"]:
@@ -488,6 +586,11 @@ def replay(
 @app.command()
 def check(
     model: ModelOption = None,
+    then: ThenOption = None,
+    then_style: ThenStyleOption = None,
+    with_: WithOption = None,
+    with_style: WithStyleOption = None,
+    mix: MixOption = None,
     input_: InputOption = None,
     output: OutputOption = None,
     channels: ChannelsOption = 1,
@@ -506,11 +609,12 @@ def check(
 
     Example: restyle check --input scarlett --midi pad --record take1
     """
-    from realtime.bundle import BundleError
+    from realtime.bundle import BundleError, StyleError
     from realtime.check import sound_check
     from realtime.live import LiveSettings, PerformanceError
     from realtime.midi import MidiError, MidiMap
 
+    parts = ensemble_parts(then, then_style, with_, with_style, mix)
     console, colours = Console(stderr=as_json), {"pass": "green", "warn": "yellow", "fail": "red"}
     findings = []
     try:
@@ -525,6 +629,7 @@ def check(
             provider=provider,
             inference=inference,
             record=record,
+            parts=parts,
         )
         with console.status(f"checking, of which {seconds:g} s playing"):
             for finding in sound_check(settings, seconds):
@@ -532,7 +637,7 @@ def check(
                 if not as_json:
                     console.print(f"[{colours[finding.verdict]}]{finding.verdict}[/]  {finding.id:<9}", end="")
                     console.print(finding.text + (f" -> {finding.remedy}" if finding.remedy else ""), **PLAIN)
-    except (BundleError, MidiError, PerformanceError) as error:
+    except (BundleError, StyleError, MidiError, PerformanceError) as error:
         raise failure("cannot check", error) from None
     failed = [finding.id for finding in findings if finding.verdict == "fail"]
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,12 @@ class Controls:
     dry_wet: float = 1.0
     input_gain_db: float = 0.0
     output_gain_db: float = 0.0
+
+    def with_level_in_style(self) -> Controls:
+        """The same with its level match, as an amplitude factor, in the last number of the style vector."""
+        style = self.style.copy()
+        style[-1] = db_to_gain(self.level_gain_db)
+        return replace(self, style=style, level_gain_db=0.0)
 
     def pack(self) -> NDArray[np.float64]:
         """As numbers for a mailbox, [CONTROL_NUMBERS + style_dim]."""

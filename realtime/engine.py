@@ -41,6 +41,7 @@ from realtime.audio import (
 )
 from realtime.bundle import BundleError, ProviderError, read_bundle
 from realtime.controls import Controls
+from realtime.ensemble import ALONE, Parts, join
 from realtime.processor import Processor, RateError
 from realtime.resample import RateAdapter, at_rate
 from realtime.ring import Mailbox, Ring
@@ -83,6 +84,7 @@ class EngineSettings:
     start_frames: int = 0
     returning: bool = False
     recorded_rate: int | None = None
+    parts: Parts = ALONE
 
 
 COUNTS = ("xruns", "misses", "bad_input_hops", "bad_output_hops", "late_hops", "errors")
@@ -128,7 +130,7 @@ class Engine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
-        self.bundle = read_bundle(settings.model)
+        self.bundle = join(read_bundle(settings.model), settings.parts)
         self._remote = RemoteStream(self.bundle.manifest, settings.link, settings.deferred) if settings.link else None
         self.processor = Processor(self.bundle, settings.provider, stream=self._remote)
         self.model_rate = self.bundle.manifest.spectral.sample_rate

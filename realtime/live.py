@@ -20,6 +20,7 @@ from realtime.audio import AudioFileError
 from realtime.bundle import DEMO_CLIP, DEMO_MIDI, read_bundle
 from realtime.controls import Performer, select_mix
 from realtime.engine import HOP_FIELDS, METER_COUNT, EngineMeters, EngineSettings, engine_process
+from realtime.ensemble import ALONE, Ensemble, Parts, join
 from realtime.learned import add_styles
 from realtime.listener import Heard, Listener, read_recogniser
 from realtime.midi import MidiError, MidiInputs, MidiMap, apply, decode, read_midi_file
@@ -67,6 +68,7 @@ class LiveSettings:
     ports. ``inference``: where the graph runs, in a 'worker' that the audio callback waits for, in one whose answer it
     takes a hop later ('deferred'), or in the 'callback' itself; ``patience_ms``: how long it waits for a hop, None for
     most of the time that there is. ``recognise``: a recogniser's model file that hears what goes in and what comes out.
+    ``parts``: models beside and after the first, which style, MIDI and ``learned`` are for.
     """
 
     model: Path
@@ -87,6 +89,7 @@ class LiveSettings:
     inference: str = "worker"
     patience_ms: float | None = None
     recognise: Path | None = None
+    parts: Parts = ALONE
 
     def __post_init__(self) -> None:
         if self.inference not in INFERENCES:
@@ -152,7 +155,7 @@ class Performance:
     def __init__(self, settings: LiveSettings) -> None:
         """Checks model, styles and MIDI before anything starts; raises their errors."""
         self.settings = settings
-        self.bundle = add_styles(read_bundle(settings.model), settings.learned)
+        self.bundle = join(add_styles(read_bundle(settings.model), settings.learned), settings.parts)
         self.manifest = self.bundle.manifest
         self.performer = Performer(self.manifest)
         self._lock = threading.Lock()
@@ -226,7 +229,7 @@ class Performance:
         if settings.inference != "callback":
             try:
                 self._workers = Workers(
-                    self._context, settings.model, settings.provider, self.bundle, settings.channels
+                    self._context, settings.model, settings.parts, settings.provider, self.bundle, settings.channels
                 )
             except OSError as error:
                 raise PerformanceError(f"there is no room for shared memory: {error.strerror}") from None
@@ -274,6 +277,7 @@ class Performance:
             start_frames=start_frames,
             returning=returning,
             recorded_rate=None if self._recorder is None else self._recorder.heading.sample_rate,
+            parts=settings.parts,
         )
         self._pipe, theirs = self._context.Pipe()
         self._process = self._context.Process(
@@ -295,6 +299,7 @@ class Performance:
             channels=self.settings.channels,
             deferred_hops=int(self.settings.inference == "deferred"),
             started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            ensemble=self.bundle.journal_entries() if isinstance(self.bundle, Ensemble) else [],
         )
 
     def _await_ready(self) -> None:
@@ -568,7 +573,7 @@ class Performance:
             rate,
             spec.hop_samples * rate / spec.sample_rate,
             spec.latency_samples * rate / spec.sample_rate,
-            f"{source} through '{self.manifest.name}', {1e3 * spec.latency_samples / spec.sample_rate:.2f} ms later",
+            f"{source} through '{self.bundle.title}', {1e3 * spec.latency_samples / spec.sample_rate:.2f} ms later",
         )
         return path
 

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from realtime.ensemble import EnsembleSpec
 from realtime.listener import Heard
 from realtime.live import Performance, Status
 from realtime.spectral import SpectralSpec
@@ -33,8 +34,9 @@ def latency_terms(spec: SpectralSpec, ready: dict[str, Any], block: int) -> dict
     round trip is one period of the server, and a fixed length of ours comes on top of it.
     """
     own = {"hop": spec.hop_samples}
-    if spec.stream_delay_samples:
-        own["overlap"] = spec.stream_delay_samples
+    then = spec.then_delay_samples if isinstance(spec, EnsembleSpec) else 0
+    overlaps = {"overlap": spec.stream_delay_samples - then, "overlap of what follows": then}
+    own |= {name: samples for name, samples in overlaps.items() if samples}
     if ready.get("deferred_samples"):
         own["deferred"] = ready["deferred_samples"]
     if ready.get("sample_rate", spec.sample_rate) != spec.sample_rate:
@@ -103,7 +105,7 @@ def panel(performance: Performance, status: Status) -> RenderableType:
     }
     faults += "".join(f", {name} {count:.0f}" for name, count in extra.items() if count)
     lines: list[RenderableType] = [
-        Text(f"restyle  {performance.manifest.name}  {status.seconds:6.1f} s", style="bold"),
+        Text(f"restyle  {performance.bundle.title}  {status.seconds:6.1f} s", style="bold"),
         table,
         Text(f"latency  {latency_line(performance, int(meters.block))}"),
         Text(f"faults   {faults}", style="red" if meters.xruns or meters.misses or meters.errors else ""),

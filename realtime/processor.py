@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Parameter
 from realtime.controls import PARAMETERS, Controls, db_to_gain, mix_controls
-from realtime.worker import LateError, RemoteStream
-
-if TYPE_CHECKING:
-    from realtime.stream import Stream
+from realtime.worker import LateError
 
 FADE_HOPS = 8
 TIMES_KEPT = 256
@@ -27,6 +24,19 @@ LIMITER_KNEE = 0.89
 
 class RateError(ValueError):
     """A sample rate that the model was not made for."""
+
+
+class AnyStream(Protocol):
+    """What the processor asks of a stream, wherever its graphs run; ``Stream`` says what each means."""
+
+    channels: int
+    delay_samples: int
+    audio: NDArray[np.float32]
+    style: NDArray[np.float32]
+
+    def step(self) -> NDArray[np.float32]: ...
+
+    def reset(self) -> None: ...
 
 
 @dataclass
@@ -111,7 +121,7 @@ class Processor:
     parameters: tuple[Parameter, ...] = PARAMETERS
 
     def __init__(
-        self, bundle: Bundle, provider: str = "cpu", hops_per_step: int = 1, stream: Stream | RemoteStream | None = None
+        self, bundle: Bundle, provider: str = "cpu", hops_per_step: int = 1, stream: AnyStream | None = None
     ) -> None:
         """``hops_per_step`` above one computes so many hops at once: cheaper for files, and later by as much.
 
@@ -126,7 +136,7 @@ class Processor:
         """The snapshot that the next hop takes; assign a new one at any time, from any thread."""
         self.meters = Meters()
         self._given = stream
-        self.stream: Stream | RemoteStream | None = stream
+        self.stream: AnyStream | None = stream
         self.journal: list[tuple[int, str | Controls]] | None = None
         """Where it is a list: for every hop at which controls were taken or a fault occurred, the hop and which."""
 
@@ -151,10 +161,10 @@ class Processor:
             raise ValueError(f"max_block and channels: must be at least 1, got {max_block} and {channels}")
         self.channels, self.max_block = channels, max_block
         if self._given is None and (self.stream is None or self.stream.channels != channels):
-            from realtime.stream import Stream
+            from realtime.ensemble import make_stream
 
-            self.stream = Stream(self.bundle, channels, self.hops_per_step, self.provider)
-            self.stream.warm_up()
+            self.stream = loaded = make_stream(self.bundle, channels, self.hops_per_step, self.provider)
+            loaded.warm_up()
         assert self.stream is not None and self.stream.audio.shape == (channels, self._step_samples)
         hop = self._step_samples
         self._ramp: NDArray[np.float32] = (np.arange(1, hop + 1, dtype=np.float32) / np.float32(hop))[None]
@@ -184,8 +194,9 @@ class Processor:
         self._out[:] = 0.0
         self._position = 0
         self._goal = self.controls
-        self._gains = self._gains_goal = _Gains.of(self.controls)
-        self._style = self.controls.style.copy()
+        placed = self._placed(self.controls)
+        self._gains = self._gains_goal = _Gains.of(placed)
+        self._style_goal, self._style = placed.style, placed.style.copy()
         self.stream.style[:] = self._style
         self._fade_left = 0
         self._trust = 1.0
@@ -297,9 +308,15 @@ class Processor:
         self._times[row, 1] = (after - before) * 1e-6
         self._times[row, 0] = (perf_counter_ns() - start) * 1e-6
 
+    def _placed(self, controls: Controls) -> Controls:
+        """With the level match where it is to be applied."""
+        return controls.with_level_in_style() if self.bundle.level_in_style else controls
+
     def _take(self, controls: Controls) -> None:
         """Start to fade towards a new snapshot."""
-        self._goal, self._gains_goal, self._fade_left = controls, _Gains.of(controls), self._fade_steps
+        placed = self._placed(controls)
+        self._goal, self._gains_goal, self._style_goal = controls, _Gains.of(placed), placed.style
+        self._fade_left = self._fade_steps
         if self.journal is not None:
             self.journal.append((self.meters.hops, controls))
 
@@ -309,7 +326,7 @@ class Processor:
         share = 1.0 / self._fade_left
         self._fade_left -= 1
         self._gains = self._gains.towards(self._gains_goal, share) if self._fade_left else self._gains_goal
-        self._style += (self._goal.style - self._style) * share
+        self._style += (self._style_goal - self._style) * share
         self.stream.style[:] = self._style
 
     def _slope(self, start: float, stop: float) -> NDArray[np.float32] | float:

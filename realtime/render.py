@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime import midi
-from realtime.audio import AUDIO_SUFFIXES, AudioFileError, AudioWriter, file_info, read_blocks, resampled
+from realtime.audio import AUDIO_SUFFIXES, AudioFileError, AudioWriter, FileInfo, file_info, read_blocks, resampled
 from realtime.bundle import Bundle
 from realtime.controls import Performer
 from realtime.processor import Processor
@@ -79,6 +79,30 @@ def render_samples(processor: Processor, audio: NDArray[np.float32]) -> NDArray[
     return np.concatenate(list(_through(processor, iter([audio]), performer, [], midi.MidiMap())), axis=1)
 
 
+def checked_source(source: Path, target: Path) -> FileInfo:
+    """What ``source`` is. Raises AudioFileError where it cannot be rendered to ``target``."""
+    info = file_info(source)
+    if info.channels > MAX_CHANNELS:
+        raise AudioFileError(f"{source}: {info.channels} channels are above {MAX_CHANNELS}")
+    if target.exists() and target.samefile(source):
+        raise AudioFileError(f"{target}: is the input itself; choose another output")
+    return info
+
+
+def restyled(
+    processor: Processor,
+    info: FileInfo,
+    performer: Performer,
+    events: list[tuple[float, bytes]] | None = None,
+    midi_map: midi.MidiMap | None = None,
+) -> Iterator[NDArray[np.float32]]:
+    """Blocks of a file through a prepared, reset processor, at the model's rate and aligned to the file."""
+    rate = processor.manifest.spectral.sample_rate
+    timed = [(round(seconds * rate), data) for seconds, data in events or []]
+    blocks = resampled(read_blocks(info.path, BLOCK), info.sample_rate, rate, info.channels)
+    return _through(processor, blocks, performer, timed, midi_map or midi.MidiMap())
+
+
 def render_file(
     bundle: Bundle,
     source: Path,
@@ -94,20 +118,12 @@ def render_file(
     ``events`` are (seconds, MIDI bytes) as ``read_midi_file`` gives them; ``progress`` is told (frames done, in all).
     Raises AudioFileError and then leaves no file.
     """
-    info = file_info(source)
-    if info.channels > MAX_CHANNELS:
-        raise AudioFileError(f"{source}: {info.channels} channels are above {MAX_CHANNELS}")
-    if target.exists() and target.samefile(source):
-        raise AudioFileError(f"{target}: is the input itself; choose another output")
-    rate = bundle.manifest.spectral.sample_rate
+    info, rate = checked_source(source, target), bundle.manifest.spectral.sample_rate
     # Nothing moves without MIDI, so many hops at once give the same samples for a third of the time.
     processor = Processor(bundle, provider, hops_per_step=1 if events else STEADY_HOPS_PER_STEP)
     processor.controls = performer.controls()
     processor.prepare(rate, BLOCK, info.channels)
-    timed = [(round(seconds * rate), data) for seconds, data in events or []]
-    blocks = resampled(read_blocks(source, BLOCK), info.sample_rate, rate, info.channels)
-    wet = _through(processor, blocks, performer, timed, midi_map or midi.MidiMap())
-    done = 0
+    wet, done = restyled(processor, info, performer, events, midi_map), 0
     with AudioWriter(target, info.sample_rate, info.channels) as writer:
         for block in resampled(wet, rate, info.sample_rate, info.channels):
             keep = block[:, : info.frames - done]

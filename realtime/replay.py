@@ -15,13 +15,13 @@ import soundfile
 from numpy.typing import NDArray
 
 from realtime.audio import AudioFileError, AudioWriter
-from realtime.bundle import Bundle, read_bundle
+from realtime.bundle import MODELS_DIR, Bundle, read_bundle
 from realtime.controls import CONTROL_NUMBERS, Controls
 from realtime.engine import rise
+from realtime.ensemble import join, make_stream, parts_of
 from realtime.processor import START_HOP, Processor, RateError
 from realtime.resample import at_rate
 from realtime.show import INPUT_NAME, JOURNAL_NAME, OUTPUT_NAME, SHOW_FORMAT, ShowHeading
-from realtime.stream import Stream
 from realtime.worker import LateError
 
 
@@ -135,7 +135,7 @@ def _heading(journal: Path, entry: dict[str, Any]) -> ShowHeading:
     except TypeError as error:
         raise ShowError(f"{journal}: line 1: {error}") from None
     for name, kind in ShowHeading.__annotations__.items():
-        if type(getattr(heading, name)).__name__ != kind:
+        if type(getattr(heading, name)).__name__ != kind.partition("[")[0]:
             raise ShowError(f"{journal}: line 1: {name}: is {getattr(heading, name)!r}, must be of type {kind}")
     return heading
 
@@ -151,15 +151,16 @@ def _take(entry: dict[str, Any], lives: list[Life]) -> None:
         lives[-1].broken_at = int(entry["frame"])
 
 
-class _ReplayStream(Stream):
+class _ReplayStream:
     """A stream that fails at the hops at which the recorded one failed, and defers as it did."""
 
     def __init__(self, bundle: Bundle, channels: int, faults: dict[int, str], deferred_hops: int) -> None:
-        super().__init__(bundle, channels)
+        self._stream = stream = make_stream(bundle, channels)
+        self.channels, self.audio, self.style = channels, stream.audio, stream.style
         self._faults, self._deferred = faults, bool(deferred_hops)
-        self.delay_samples += deferred_hops * self.step_samples
+        self.delay_samples = stream.delay_samples + deferred_hops * stream.step_samples
         self.hop = 0
-        self._pending = np.zeros_like(self.audio_out)
+        self._pending = np.zeros_like(stream.audio_out)
         self._fresh = self._reset_wanted = False
 
     def step(self) -> NDArray[np.float32]:
@@ -168,13 +169,13 @@ class _ReplayStream(Stream):
         if not self._deferred:
             if fault == "late":
                 raise LateError
-            answer = self.audio_out if fault else super().step()
+            answer = self._stream.audio_out if fault else self._stream.step()
         else:
             # What is asked for in the last of several late hops starts from silence; see RemoteStream.
             answer, self._fresh = self._pending, self._reset_wanted or fault == "late"
             if self._fresh:
-                super().reset()
-            self._pending, self._reset_wanted = super().step().copy(), False
+                self._stream.reset()
+            self._pending, self._reset_wanted = self._stream.step().copy(), False
             if fault == "late":
                 raise LateError
         if fault == "bad":
@@ -183,13 +184,17 @@ class _ReplayStream(Stream):
 
     def reset(self) -> None:
         if not self._deferred:
-            super().reset()
+            self._stream.reset()
         elif not self._fresh:
             self._reset_wanted = True
 
 
 def find_model(show: Show, model: Path | None) -> Bundle:
-    """The model of a show: ``model``, or where it was; it must be the same file. Raises ShowError, BundleError."""
+    """The model of a show: ``model``, or where it was; it must be the same file.
+
+    The others of an ensemble are looked for where they were, beside the first one, and among the shipped ones. Raises
+    ShowError, BundleError.
+    """
     path = model or Path(show.heading.model_path)
     if not path.is_file():
         raise ShowError(f"{path}: the show's model '{show.heading.model}' is not there; say where it is: --model")
@@ -199,7 +204,25 @@ def find_model(show: Show, model: Path | None) -> Bundle:
             f"{path}: is not the model of the show (its SHA-256 differs from {show.heading.model_sha256[:12]}...); "
             "give the file that it was performed with: --model"
         )
-    return bundle
+    try:
+        parts = parts_of(show.heading.ensemble, lambda entry: _find_part(entry, path.parent))
+    except ShowError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShowError(f"{show.folder / JOURNAL_NAME}: line 1: ensemble: is not understood ({error!r})") from None
+    return join(bundle, parts)
+
+
+def _find_part(entry: dict[str, Any], beside: Path) -> Path:
+    was, digest = Path(entry["model"]), str(entry["sha256"])
+    for path in dict.fromkeys((was, beside / was.name, MODELS_DIR / was.name)):
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+            return path
+    state = "has changed (its SHA-256 differs)" if was.is_file() else "is not there"
+    raise ShowError(
+        f"{was}: a model of the show's ensemble {state}; put the file that it was performed with (SHA-256 "
+        f"{digest[:12]}...) there again, or beside the first model, {beside / was.name}"
+    )
 
 
 def replay(

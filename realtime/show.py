@@ -39,7 +39,8 @@ EVENT_HEAD = 2
 class ShowHeading:
     """The first entry of ``show.jsonl``: what is needed to play the show again.
 
-    ``deferred_hops``: how many hops later than usual the graph's answers were taken.
+    ``deferred_hops``: how many hops later than usual the graph's answers were taken. ``ensemble``: the models after the
+    first, as ``Ensemble.journal_entries`` gives them.
     """
 
     show_format: int
@@ -50,6 +51,7 @@ class ShowHeading:
     channels: int
     deferred_hops: int
     started: str
+    ensemble: list[dict[str, Any]] = field(default_factory=list)
 
 
 def holds_recording(folder: Path) -> bool:

@@ -17,13 +17,16 @@ from dataclasses import dataclass
 from multiprocessing import shared_memory
 from multiprocessing.context import SpawnContext
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Manifest, read_bundle
 from realtime.ring import Shared, shared_view
+
+if TYPE_CHECKING:
+    from realtime.ensemble import Parts
 
 _ASKED, _DONE, _RESET, _SERVING, _FAILED, _CHANNELS, _SAMPLES, _STYLE_DIM, _READY = range(9)  # the last of each slot
 _WORDS = 16
@@ -181,17 +184,17 @@ class RemoteStream:
         self._exchange.close()
 
 
-def worker_process(model: Path, provider: str, link: Link, slot: int, pipe: Any, parent: int) -> None:
+def worker_process(model: Path, parts: Parts, provider: str, link: Link, slot: int, pipe: Any, parent: int) -> None:
     """A worker's main function; it says ('ready', '') or ('error', text), and ends when process ``parent`` does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     exchange = Exchange.attach(link.exchange_name)
     words = exchange.words
     try:
-        from realtime.stream import Stream
+        from realtime.ensemble import join, make_stream
 
         channels, samples = exchange.audio.shape
-        bundle = read_bundle(model)
-        stream = Stream(bundle, channels, samples // bundle.manifest.spectral.hop_samples, provider)
+        bundle = join(read_bundle(model), parts)
+        stream = make_stream(bundle, channels, samples // bundle.manifest.spectral.hop_samples, provider)
         stream.warm_up()
     except Exception as error:
         with contextlib.suppress(OSError):
@@ -251,8 +254,11 @@ class _Worker:
 class Workers:
     """The workers of a performance, for the process that owns it; ``watch`` a few times a second. One thread."""
 
-    def __init__(self, context: SpawnContext, model: Path, provider: str, bundle: Bundle, channels: int) -> None:
-        self._context, self._model, self._provider = context, model, provider
+    def __init__(
+        self, context: SpawnContext, model: Path, parts: Parts, provider: str, bundle: Bundle, channels: int
+    ) -> None:
+        """``bundle`` is what ``model`` and ``parts`` give, read already."""
+        self._context, self._model, self._parts, self._provider = context, model, parts, provider
         manifest = bundle.manifest
         self.exchange = Exchange.create(channels, manifest.spectral.hop_samples, manifest.style_dim)
         self.link = Link(self.exchange.name, tuple(context.Semaphore(0) for _ in range(SLOTS)), context.Semaphore(0))
@@ -275,7 +281,7 @@ class Workers:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=worker_process,
-            args=(self._model, self._provider, self.link, slot, theirs, os.getpid()),
+            args=(self._model, self._parts, self._provider, self.link, slot, theirs, os.getpid()),
             name=f"restyle-graph-{slot}",
             daemon=True,
         )

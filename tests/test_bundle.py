@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from realtime.bench import _field, _varint, matmul_model
 from realtime.bundle import (
     DEFAULT_MODEL,
+    LONG_MODEL,
     MANIFEST_KEY,
     MAX_FILE_BYTES,
-    SHORT_MODEL,
     Bundle,
     BundleError,
     Golden,
@@ -75,11 +75,12 @@ def refuse(tmp_path: Path, data: bytes) -> str:
 
 def test_the_shipped_model_is_what_it_says(shipped: Bundle) -> None:
     manifest = shipped.manifest
-    assert manifest.kind == "transfer" and manifest.latency_samples == 256
+    assert manifest.kind == "transfer" and manifest.latency_samples == 128
     assert manifest.spectral.sample_rate == 48_000 and manifest.spectral.hop_samples == 128
     assert len(manifest.styles) >= 4 and len(shipped.graph) <= 8e6
     assert len({style.program for style in manifest.styles}) == len(manifest.styles)
-    assert {source.style for source in manifest.card.sources} == {*(style.id for style in manifest.styles), "tunes"}
+    # What only the judges heard is named too.
+    assert {source.style for source in manifest.card.sources} >= {*(style.id for style in manifest.styles), "tunes"}
     assert all(source.licence and source.attribution for source in manifest.card.sources)
     assert len(manifest.card.recordings_sha256) >= 100
     assert all(-45 < style.loudness_lufs < -5 for style in manifest.styles)
@@ -147,7 +148,7 @@ def test_a_plain_onnx_file_is_refused_by_name(tmp_path: Path) -> None:
         (lambda m: m["styles"][1].update(program=128), "program: 128 is outside 0..127"),
         (lambda m: m["styles"][1].update(id="violin"), "manifest.styles.id: appears twice"),
         (lambda m: m["styles"][0].update(loudness_lufs=99.0), "loudness_lufs: 99.0 is outside"),
-        (lambda m: m.update(latency_samples=128), "manifest.latency_samples: is 128, hop and windows give 256"),
+        (lambda m: m.update(latency_samples=256), "manifest.latency_samples: is 256, hop and windows give 128"),
         (lambda m: m["spectral"].update(sample_rate=1), "manifest.spectral.sample_rate: 1 is outside"),
         (lambda m: m["spectral"].update(hop_samples=-1), "hop_samples: must be above zero"),
         (lambda m: m["states"].pop(), "is not in the manifest"),
@@ -314,13 +315,13 @@ def test_a_golden_vector_cannot_blow_up() -> None:
 def test_shipped_models_go_by_name_and_files_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert named_model(None) == DEFAULT_MODEL == named_model(Path("bank"))
-    assert named_model(Path("bank128")) == SHORT_MODEL
+    assert named_model(Path("bank256")) == LONG_MODEL
     assert named_model(Path("mine.onnx")) == Path("mine.onnx")
-    Path("bank128").touch()
-    assert named_model(Path("bank128")) == Path("bank128")
+    Path("bank256").touch()
+    assert named_model(Path("bank256")) == Path("bank256")
 
 
-def test_the_second_preset_has_the_styles_of_the_first_at_half_the_latency() -> None:
-    first, second = (read_bundle(path).manifest for path in (DEFAULT_MODEL, SHORT_MODEL))
+def test_the_second_preset_has_the_styles_of_the_first_at_twice_the_latency() -> None:
+    first, second = (read_bundle(path).manifest for path in (DEFAULT_MODEL, LONG_MODEL))
     assert [style.id for style in second.styles] == [style.id for style in first.styles]
-    assert (first.latency_samples, second.latency_samples) == (256, 128)
+    assert (first.latency_samples, second.latency_samples) == (128, 256)

@@ -43,10 +43,10 @@ def test_usage_errors_exit_with_2() -> None:
 
 def test_info_shows_the_card() -> None:
     text = restyle("info").stdout
-    for word in ("violin", "256 samples (5.33 ms)", "framer.history", "CC-BY-3.0", "John Garner"):
+    for word in ("violin", "128 samples (2.67 ms)", "framer.history", "CC-BY-3.0", "John Garner"):
         assert word in text
     manifest = json.loads(restyle("info", "--json").stdout)
-    assert manifest["latency_samples"] == 256
+    assert manifest["latency_samples"] == 128
 
 
 def test_brackets_in_names_are_shown_as_they_are(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_live_on_a_clip_plays_records_and_leaves_a_picture(tmp_path: Path) -> No
     result = restyle(
         "live", "--clip", str(DEMO_CLIP), "--style", "flute", "--record", "take", "--seconds", "3", cwd=tmp_path
     )
-    assert "Flute 100%" in result.stdout and "latency 256 samples (5.33 ms) = hop 128 + overlap 128\n" in result.stdout
+    assert "Flute 100%" in result.stdout and "latency 128 samples (2.67 ms) = hop 128\n" in result.stdout
     assert result.stderr == ""
     names = ["input.wav", "output.wav", "performance.png", "show.jsonl"]
     assert sorted(p.name for p in (tmp_path / "take").iterdir()) == names
@@ -194,13 +194,13 @@ def test_bench_writes_every_figure(tmp_path: Path) -> None:
         "bench", "--hops", "500", "--no-startup", "--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png")
     )
     figures = json.loads((tmp_path / "b.json").read_text())
-    assert figures["algorithmic_latency_samples"] == {"declared": 256, "measured": 256}
-    assert figures["processor_latency_samples"] == {"declared": 256, "measured": 256}
+    assert figures["algorithmic_latency_samples"] == {"declared": 128, "measured": 128}
+    assert figures["processor_latency_samples"] == {"declared": 128, "measured": 128}
     compute = figures["compute_ms"]
     assert 0 < compute["p50"] <= compute["p99"] <= compute["p999"] <= compute["max"]
     assert figures["overhead_ratio"] > 0.9 and figures["matmul_ratio"] > 0.1 and figures["real_time_factor"] > 0
     assert figures["model"] == "bank" and figures["provider"] == "cpu" and figures["sample_rate"] == 48_000
-    assert "256 samples (5.33 ms) measured" in result.stdout
+    assert "128 samples (2.67 ms) measured" in result.stdout
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -141,6 +141,26 @@ class Musician:
         return not np.array_equal(heard[-frames:], sent[-frames - delay : -delay])
 
 
+class Band(Musician):
+    """A musician with so many outputs and inputs, each output at half the level of the one before."""
+
+    def __init__(self, ports: int) -> None:
+        super().__init__()
+        self._more_out = [self.client.outports.register(f"out{i}") for i in range(1, ports)]
+        self._more_in = [self.client.inports.register(f"in{i}") for i in range(1, ports)]
+        self._more_heard: list[NDArray[np.float32]] = []
+
+    def _process(self, frames: int) -> None:
+        super()._process(frames)
+        for number, port in enumerate(self._more_out, 1):
+            port.get_array()[:] = self._out.get_array() * 0.5**number
+        self._more_heard.append(np.stack([port.get_array() for port in self._more_in]))
+
+    def more_since(self, start: int) -> NDArray[np.float32]:
+        """What the inputs after the first heard, from a frame on [inputs, frames]."""
+        return np.concatenate(self._more_heard, axis=1)[:, start:]
+
+
 @pytest.fixture
 def musician(jack_server: JackServer) -> Iterator[Musician]:
     del jack_server
@@ -296,7 +316,7 @@ def read_take(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 @pytest.mark.parametrize(
     "jack_server",
-    [(RATE, period) for period in (16, 64, 128, 256, 4096)],
+    [(RATE, period) for period in (16, 32, 64, 128, 256, 1024, 2048, 4096)],
     indirect=True,
     ids=lambda p: f"period{p[1]}",
 )
@@ -460,7 +480,7 @@ def test_midi_performs_the_styles_without_a_click(musician: Musician, tmp_path: 
 def test_the_servers_period_may_change_while_it_plays(musician: Musician) -> None:
     with restyle_live("--input", "musician", "--dry-wet", "0", "--midi", "virtual") as restyle:
         restyle.await_sound()
-        for period in (256, 64):
+        for period in (256, 64, 16, 32, 4096, 1024, 2048):
             musician.client.blocksize = period
             musician.rest(RATE // 4)
             sent, heard = musician.since(musician.play(GUITAR[: RATE // 2]))
@@ -468,6 +488,25 @@ def test_the_servers_period_may_change_while_it_plays(musician: Musician) -> Non
             np.testing.assert_array_equal(heard[delay:], sent[:-delay])
         _, err = restyle.end()
     assert err == ""
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("jack_server", [(RATE, 256)], indirect=True, ids=["period256"])
+def test_one_channel_goes_to_two_outputs_and_more_go_side_by_side(jack_server: JackServer, channels: int) -> None:
+    band, delay = Band(4), LATENCY + jack_server.period_samples
+    arguments = ("--input", "musician", "--channels", str(channels), "--dry-wet", "0", "--midi", "virtual")
+    with band.client, restyle_live(*arguments) as restyle:
+        restyle.await_sound()
+        start = band.play(GUITAR[: RATE // 2])
+        sent, heard = band.since(start)
+        more = band.more_since(start)
+        _, err = restyle.end()
+    assert err == "" and sent.any()
+    length = min(len(sent), more.shape[1])
+    np.testing.assert_array_equal(heard[delay:], sent[:-delay])
+    for number in range(1, 4):
+        gain = {1: 1.0 if number == 1 else 0.0, 2: 0.5 if number == 1 else 0.0, 4: 0.5**number}[channels]
+        np.testing.assert_array_equal(more[number - 1, delay:length], gain * sent[: length - delay])
 
 
 def test_ctrl_c_while_it_starts_ends_it_cleanly(jack_server: JackServer) -> None:
@@ -478,7 +517,7 @@ def test_ctrl_c_while_it_starts_ends_it_cleanly(jack_server: JackServer) -> None
         restyle.family = children(restyle.process.pid)
         os.killpg(restyle.process.pid, signal.SIGINT)
         out, err = restyle.end(interrupt=False)
-    assert "hop 128 + overlap 128\n" in out and err == ""
+    assert "hop 128\n" in out and err == ""
 
 
 def test_the_audio_process_does_not_outlive_the_one_that_started_it(jack_server: JackServer) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from realtime.bench import measure_algorithmic_latency, measure_processor_latency
-from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, SHORT_MODEL, Bundle, Golden, ProviderError, read_bundle
+from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, LONG_MODEL, Bundle, Golden, ProviderError, read_bundle
 from realtime.controls import PARAMETERS, Controls, Performer, mix_controls
 from realtime.engine import HOP_FIELDS, METER_COUNT, Engine, EngineMeters, EngineSettings
 from realtime.processor import FADE_HOPS, LIMITER_KNEE, Processor, RateError, limit
@@ -25,7 +25,7 @@ HOP = 128
 RATE = 48_000
 AWKWARD = (1, 17, 64, 65, 127, 128, 512, 8193)
 LATENCY = read_bundle(DEFAULT_MODEL).manifest.latency_samples
-BOTH_KINDS = pytest.mark.parametrize("model", [DEFAULT_MODEL, SHORT_MODEL], ids=["overlapping", "one hop"])
+BOTH_KINDS = pytest.mark.parametrize("model", [LONG_MODEL, DEFAULT_MODEL], ids=["overlapping", "one hop"])
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_a_mono_block_may_come_without_a_channel_axis(bundle: Bundle, guitar: ND
 @BOTH_KINDS
 def test_measured_latency_is_the_declared_one(model: Path) -> None:
     bundle = read_bundle(model)
-    assert bundle.manifest.latency_samples == {DEFAULT_MODEL: 2 * HOP, SHORT_MODEL: HOP}[model]
+    assert bundle.manifest.latency_samples == {LONG_MODEL: 2 * HOP, DEFAULT_MODEL: HOP}[model]
     assert measure_algorithmic_latency(bundle) == bundle.manifest.latency_samples
     for block in (1, 61, 128, 500):
         assert measure_processor_latency(bundle, block=block) == bundle.manifest.latency_samples

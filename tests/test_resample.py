@@ -23,7 +23,7 @@ MODEL_RATE = 48_000
 BUNDLE = read_bundle(DEFAULT_MODEL)
 MODEL_LATENCY = BUNDLE.manifest.latency_samples
 MAX_BLOCK = 4096
-LATENCY = {44_100: 263, 88_200: 508, 96_000: 554}
+LATENCY = {44_100: 145, 88_200: 273, 96_000: 298}
 """Device samples; the model's own delay is 235.2, 470.4 and 512 of them."""
 RATES = tuple(LATENCY)
 PATTERNS = [(1,), (16,), (17,), (64,), (441,), (4096,), (1, 4096, 3, 128, 700)]

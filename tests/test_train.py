@@ -37,8 +37,15 @@ from training.models.critic import critic_loss, deception_loss  # noqa: E402
 from training.objectives.judges import Hearing, hear_judges  # noqa: E402
 from training.objectives.objective import TrainingError, learning_rate_factor  # noqa: E402
 from training.objectives.restore import RestoreObjective  # noqa: E402
-from training.recipe import OptimiserConfig, Recipe, load_recipe  # noqa: E402
-from training.train import RunOptions, RunResult, TrainingBatches, run_training, set_aside  # noqa: E402
+from training.recipe import OptimiserConfig, Recipe, RecipeError, load_recipe  # noqa: E402
+from training.train import (  # noqa: E402
+    RunOptions,
+    RunResult,
+    TrainingBatches,
+    prepare_teachers,
+    run_training,
+    set_aside,
+)
 
 CLIPS = Path(__file__).parent / "data"
 
@@ -386,6 +393,58 @@ def test_judges_and_generator_learn_each_from_its_own_loss(place: Path) -> None:
         float(style_loss(taken, style).detach().mean()), abs=1e-5
     )
     assert all(torch.allclose(ours, theirs, atol=1e-7) for ours, theirs in zip(gradients, apart, strict=True))
+
+
+PRETRAINED = "[adversary]\nweight = 0.3\nstyle_weight = 0.7\npretraining_phrases = 4\nhead_start_steps = 2\n"
+
+
+def test_a_classifier_that_learned_before_the_run_teaches_and_stays_as_it_is(place: Path) -> None:
+    recipe = edited(place, ("[optimiser]", f"{PRETRAINED}[optimiser]"), ("steps = 6", "steps = 3"))
+    library, told = recordings(place, recipe), []
+    (place / "cache").mkdir(exist_ok=True)
+    teachers = prepare_teachers(recipe, library, place / "cache", lambda what, *_: told.append(what))
+    assert teachers is not None and {*told} == {"training the classifier"}
+    assert teachers.witness is None  # so few recordings make no recogniser
+    assert teachers.known > 0.6  # sax and vibraphone are not hard to tell apart
+    again = prepare_teachers(recipe, library, place / "cache", lambda *_: pytest.fail("learned twice"))
+    assert again is not None and again.known == teachers.known
+    options = RunOptions(place / "run", accelerator="cpu", devices="1", progress=False)
+    result = run_training(recipe, library, options, teachers=again)
+    stored = read_checkpoint(result.last_checkpoint)["state_dict"]
+    for name, value in teachers.classifier.state_dict().items():
+        assert torch.equal(stored[f"classifier.{name}"], value), name
+
+
+def test_in_its_head_start_the_critic_learns_and_the_generator_stands_still(place: Path) -> None:
+    changes = (("[optimiser]", f"{PRETRAINED}[optimiser]"), ("steps = 6", "steps = 2"))
+    recipe = edited(place, *changes)
+    after = read_checkpoint(run(place, recipe).last_checkpoint)["state_dict"]
+    longer = run(place, edited(place, ("\nsteps = 2", "\nsteps = 3")))
+    moved = read_checkpoint(longer.last_checkpoint)["state_dict"]
+    critic = [name for name in after if name.startswith("critic.") and name.endswith("original1")]
+    generator = [name for name in after if name.startswith("generator.")]
+    assert any(not torch.equal(moved[name], after[name]) for name in generator)
+    assert all(not torch.equal(moved[name], after[name]) for name in critic)
+    optimiser = read_checkpoint(longer.last_checkpoint)["optimizer_states"][0]
+    first, second = (group["params"] for group in optimiser["param_groups"][:2])
+    assert {float(optimiser["state"][number]["step"]) for number in first if number in optimiser["state"]} == {1}
+    assert {float(optimiser["state"][number]["step"]) for number in second} == {3}
+
+
+def test_nothing_becomes_a_style_for_the_judges_alone_and_no_file_has_it(place: Path) -> None:
+    drums = SAX_STYLE.replace('id = "sax"', 'id = "other"').replace("[[style]]", "[[style]]\njudged_only = true")
+    changes = ("[optimiser]", "[adversary]\nweight = 0.3\ncross_share = 0.2\n[optimiser]")
+    recipe = edited(place, changes, (SAX_STYLE, drums + SAX_STYLE))
+    assert recipe.performed == [1, 2]
+    module = RestoreObjective(recipe, {})
+    own = torch.tensor([0, 1, 2] * 300)
+    wanted, crossed, _ = module._crossed(own, torch.Generator().manual_seed(0))
+    assert crossed[3::3].all() and not bool(crossed[0])  # row 0 is restored in every step, whatever it is
+    assert set(wanted[1:].tolist()) == {1, 2}
+    assert torch.equal(wanted[~crossed], own[~crossed])
+    assert all(int(other) != int(mine) for other, mine in zip(wanted[crossed], own[crossed], strict=True))
+    with pytest.raises(RecipeError, match=r"judged_only: is for judges; needs adversary\.weight"):
+        edited(place, ("weight = 0.3", "weight = 0.0"))
 
 
 def test_gains_that_stand_still_are_steady_and_moving_ones_are_not(place: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from realtime.notes import Vocabulary
 from training.models.autoencoder import Autoencoder
 from training.models.composer import Composer
+from training.models.critic import Critic, Ratings
 from training.models.encoder import StyleEncoder
 from training.models.generator import Generator, SpectrumGenerator, make_generator
 from training.models.streaming_recogniser import StreamingRecogniser
@@ -41,6 +42,7 @@ class TrainedModel:
         Generator | SpectrumGenerator | Autoencoder
     )  # in evaluation mode, on the CPU; averaged weights where the run averaged
     encoder: StyleEncoder | None  # likewise, if the run trained one
+    critic: Ratings | None  # of a model with noise, as it stood at the end
     style_vectors: Tensor
     recipe: Recipe
     card: dict[str, Any]
@@ -229,6 +231,11 @@ def load_for_export(path: Path) -> TrainedModel:
             encoder = StyleEncoder(recipe.spectral.sample_rate, recipe.model.style_dim)
             encoder.load_state_dict(_part(state, f"{prefix}encoder."))
             encoder.eval().requires_grad_(False)
+        critic = None
+        if recipe.noise_dims:
+            judge = Critic(recipe.spectral.sample_rate, len(recipe.style))
+            judge.load_state_dict(_part(state, "critic."))
+            critic = Ratings(judge).eval().requires_grad_(False)
         vectors = state[f"{prefix}styles.weight"].detach().clone()
     except (RecipeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
@@ -237,7 +244,7 @@ def load_for_export(path: Path) -> TrainedModel:
             f"{path}: styles: shape {tuple(vectors.shape)} does not fit {len(recipe.style)} styles of "
             f"{recipe.model.style_dim} numbers; the file is damaged, train again"
         )
-    return TrainedModel(generator.eval().requires_grad_(False), encoder, vectors, recipe, card)
+    return TrainedModel(generator.eval().requires_grad_(False), encoder, critic, vectors, recipe, card)
 
 
 def load_composer(path: Path) -> TrainedComposer:

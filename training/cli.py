@@ -157,7 +157,7 @@ def train(
         from training.objectives.objective import TrainingError
         from training.phrases import PhraseError, render_phrases
         from training.recipe import RecipeError, load_recipe
-        from training.train import RunOptions, resume_point, run_training, set_aside
+        from training.train import RunOptions, prepare_teachers, resume_point, run_training, set_aside
         from training.tunes import TunesError, load_tunes
     except ModuleNotFoundError as error:
         console.print(f"[red]training needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
@@ -180,7 +180,7 @@ def train(
             progress=leads and not as_json,
         )
         checkpoint, done = resume_point(plan, options)
-        phrases = None
+        phrases = teachers = None
         with console.status("reading recordings") as status:
             if plan.composes:
                 library = load_tunes(
@@ -206,14 +206,19 @@ def train(
                     cache,
                     lambda what, at, of: status.update(f"{what}: {at} of {of}"),
                 )
+                teachers = prepare_teachers(
+                    plan, library, cache, lambda what, at, of: status.update(f"{what}: {at} of {of}")
+                )
         _describe(console, plan, library, phrases)
+        if teachers:
+            console.print(f"the classifier knows {teachers.known:.0%} of phrases that it never heard", highlight=False)
         if checkpoint:
             console.print(f"goes on from step {done} of {plan.trainer.steps} in {checkpoint}", markup=False)
         elif begin_with:
             console.print(f"begins with {begin_with}", markup=False)
         if fresh and leads:
             set_aside(folder)
-        result = run_training(plan, library, options, phrases)
+        result = run_training(plan, library, options, phrases, teachers)
     except (RecipeError, LibraryError, PhraseError, TunesError, CheckpointError, TrainingError, OSError) as error:
         console.print("[red]cannot train:[/] ", end="")
         console.print(str(error), soft_wrap=True, highlight=False, markup=False)
@@ -232,6 +237,9 @@ def train(
     elif "validation/unchanged" in metrics:
         loss, unchanged = metrics["validation/loss"], metrics["validation/unchanged"]
         console.print(f"validation loss {loss:.4f} (input unchanged: {unchanged:.4f})")
+        if "validation/style_recognised" in metrics:
+            share = metrics["validation/style_recognised"]
+            console.print(f"style recognised in {share:.1%} of recordings played in another style", highlight=False)
     elif "validation/accuracy" in metrics:
         accuracy, error = metrics["validation/accuracy"], metrics["validation/expected_calibration_error"]
         console.print(f"validation accuracy {accuracy:.1%}, expected calibration error {error:.3f}")

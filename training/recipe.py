@@ -66,6 +66,7 @@ class StyleEntry:
     midi_program: int
     licence: str
     attribution: str
+    judged_only: bool = False  # nothing is to become it; judges tell it from the others, and no model file has it
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", self.id):
@@ -253,6 +254,8 @@ class AdversaryConfig:
     style_weight: float = 0.0  # of being taken for the style meant by a classifier; zero: no classifier
     cross_share: float = 0.4  # of rows that are to become another style; only judges and their level judge them
     start_step: int = 0  # up to here the generator learns alone
+    head_start_steps: int = 0  # from there on the critic learns alone, while the generator stands still
+    pretraining_phrases: int = 0  # of each style, from which the classifier learns before the run; zero: beside it
     learning_rate: float = 5e-4  # of critic and classifier
 
     def __post_init__(self) -> None:
@@ -260,12 +263,15 @@ class AdversaryConfig:
         if self.loss not in ADVERSARIAL_LOSSES:
             raise ValueError(f"adversary.loss: must be one of {', '.join(ADVERSARIAL_LOSSES)}, got '{self.loss}'")
         _at_least(self, at, 0, "weight", "feature_weight", "style_weight", "start_step")
+        _at_least(self, at, 0, "head_start_steps", "pretraining_phrases")
         _chances(self, at, "cross_share")
         if self.learning_rate <= 0:
             raise ValueError(f"adversary.learning_rate: must be above zero, got {self.learning_rate:g}")
         for name in ("feature_weight", "style_weight"):
             if not self.weight and getattr(self, name):
                 raise ValueError(f"adversary.{name}: needs adversary.weight above zero")
+        if self.pretraining_phrases and not self.style_weight:
+            raise ValueError("adversary.pretraining_phrases: needs adversary.style_weight above zero")
 
 
 @dataclass(frozen=True)
@@ -373,8 +379,12 @@ class Recipe:
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise ValueError(f"style.id: '{', '.join(twice)}' is named twice; ids must differ")
-        if self.adversary.weight and len(self.style) < 2:
+        if self.adversary.weight and len(self.performed) < 2:
             raise ValueError("adversary.weight: a critic of styles needs two of them; add a [[style]] or leave it out")
+        if not self.performed:
+            raise ValueError("style.judged_only: is set in every [[style]]; leave it out of those to be played")
+        if len(self.performed) < len(self.style) and (not self.adversary.weight or self.objective != "restore"):
+            raise ValueError("style.judged_only: is for judges; needs adversary.weight, and objective = 'restore'")
         if self.loss.steadiness and self.model.answer == "spectrum":
             raise ValueError("loss.steadiness: holds gains still, and model.answer = 'spectrum' has none; set it to 0")
         if self.objective == "cycle":
@@ -431,9 +441,19 @@ class Recipe:
             )
 
     @property
+    def performed(self) -> list[int]:
+        """Rows of ``style`` that a model of this recipe plays: all but those for the judges alone."""
+        return [row for row, style in enumerate(self.style) if not style.judged_only]
+
+    @property
     def composes(self) -> bool:
         """Whether the run learns notes from MIDI files, and not sound from recordings."""
         return self.objective == "compose"
+
+    @property
+    def noise_dims(self) -> int:
+        """Numbers at the end of a style vector that are noise: those of ``cycle``, no other objective has any."""
+        return self.cycle.noise_dims if self.objective == "cycle" else 0
 
     @property
     def segment_samples(self) -> int:

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,11 +31,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from training.augment import raw_samples
 from training.checkpoint import AtomicCheckpointIO, check_resumable, load_beginning
 from training.library import SPLITS, ExcerptSampler, Library
+from training.models.classifier import Pretraining, StyleClassifier, load_or_pretrain
+from training.models.recogniser import Recogniser, RecogniserConfig, is_class, load_or_train
 from training.ngrams import perplexity, witten_bell
 from training.objectives import objective_class
 from training.objectives.compose import HELD_OUT
 from training.objectives.objective import TrainingError
-from training.objectives.restore import Batch
+from training.objectives.restore import Batch, RestoreObjective
 from training.phrases import PhraseBank, PhraseSampler
 from training.recipe import Recipe
 from training.tunes import NoteBatch, TuneBatches, TuneLibrary, held_out_batches, tokenise, vocabulary_of
@@ -61,6 +63,33 @@ class RunOptions:
     strategy: str = "auto"
     precision: str = "32-true"
     progress: bool = True
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """What learned from real recordings before a run: a classifier that judges in it, and a recogniser that only says
+    at each validation how much it takes for the style asked for; None where there are too few recordings for one."""
+
+    classifier: StyleClassifier
+    known: float  # share of phrases of unheard recordings that the classifier takes for their style
+    witness: Recogniser | None
+
+
+def prepare_teachers(
+    recipe: Recipe, library: Library, cache: Path, progress: Callable[[str, int, int], None]
+) -> Teachers | None:
+    """Those of this recipe and its recordings, if it wants any; learned once and kept in ``cache``."""
+    if not recipe.adversary.pretraining_phrases:
+        return None
+    pretraining = Pretraining(recipe.adversary.pretraining_phrases, seed=recipe.trainer.seed)
+    splits = [(style.train, (*style.validation, *style.test)) for style in library.styles]
+    classifier, known = load_or_pretrain(splits, recipe.spectral.sample_rate, pretraining, cache, progress)
+    groups = {style.id: (*style.train, *style.validation, *style.test) for style in library.styles}
+    witness = None
+    if all(is_class(group) for group in groups.values()):
+        config = RecogniserConfig(seed=recipe.trainer.seed + 1)
+        witness = load_or_train(groups, config, cache, lambda done, of: progress("training the witness", done, of))
+    return Teachers(classifier, known, witness)
 
 
 @dataclass(frozen=True)
@@ -296,11 +325,16 @@ def resume_point(recipe: Recipe, options: RunOptions) -> tuple[Path | None, int]
 
 
 def run_training(
-    recipe: Recipe, library: Library | TuneLibrary, options: RunOptions, phrases: PhraseBank | None = None
+    recipe: Recipe,
+    library: Library | TuneLibrary,
+    options: RunOptions,
+    phrases: PhraseBank | None = None,
+    teachers: Teachers | None = None,
 ) -> RunResult:
     """Train until the recipe's steps are done, the time is over or a signal comes; then a checkpoint is on disk.
 
-    ``library``: tunes where the recipe composes. ``phrases``: what render_phrases made for this recipe and library.
+    ``library``: tunes where the recipe composes. ``phrases``, ``teachers``: what render_phrases and prepare_teachers
+    made for this recipe and library.
     """
     resume, done = resume_point(recipe, options)
     out = options.out_folder
@@ -318,6 +352,10 @@ def run_training(
     module = objective_class(recipe.objective)(recipe, card)
     if options.begin_with and not resume:
         module.begin_with(load_beginning(options.begin_with))
+    if teachers is not None:
+        assert isinstance(module, RestoreObjective)
+        module.classifier.load_state_dict(teachers.classifier.state_dict())
+        module.witness = teachers.witness
     last = out / f"{LAST}.ckpt"
     stop = GracefulStop(last, options.max_minutes)
     common = {"dirpath": str(out), "auto_insert_metric_name": False, "enable_version_counter": False}
@@ -325,9 +363,12 @@ def run_training(
         stop,
         ModelCheckpoint(filename=LAST, every_n_train_steps=recipe.trainer.checkpoint_every_steps, **common),
     ]
-    best = ModelCheckpoint(filename=BEST, monitor="validation_loss", mode="min", **common)
-    if data.validation and not recipe.adversary.weight:  # a critic's work does not show in the loss
-        callbacks.append(best)
+    # A critic's work does not show in the loss, but a witness hears it.
+    witnessed = teachers is not None and teachers.witness is not None
+    guide = {"monitor": "validation/style_recognised", "mode": "max"} if witnessed else {"monitor": "validation_loss"}
+    has_best = bool(data.validation) and (witnessed or not recipe.adversary.weight)
+    if has_best:
+        callbacks.append(ModelCheckpoint(filename=BEST, **guide, **common))
     if options.progress:
         callbacks.append(TQDMProgressBar(refresh_rate=recipe.trainer.log_every_steps))
     validating: dict[str, Any] = {"limit_val_batches": 0}
@@ -366,7 +407,7 @@ def run_training(
     best_path = out / f"{BEST}.ckpt"
     return RunResult(
         last_checkpoint=last,
-        best_checkpoint=best_path if best_path.exists() and not recipe.adversary.weight else None,
+        best_checkpoint=best_path if best_path.exists() and has_best else None,
         steps=done,
         wall_seconds=module.wall_seconds,
         metrics=module.metrics,

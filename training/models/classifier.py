@@ -2,15 +2,29 @@
 
 It learns from real recordings only and never from what a generator made, so it learns the styles and not a
 generator's faults; those are the critic's. A classifier beside a critic: Choi et al., "StarGAN", 2018, section 3.1.
-What it hears is coloured anew each time, so no side can rely on a room, a microphone or a hiss.
+What it hears is coloured anew each time, so no side can rely on a room, a microphone or a hiss. It learns beside the
+generator, or before it from thousands of phrases laid from recordings, and then stays as it is.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.library import Recording, replace_file
+from training.models import recogniser
+from training.models.recogniser import RecogniserConfig, draw_phrase, in_a_room
 from training.models.spectrogram import RelativeMelPower
+
+log = logging.getLogger(__name__)
 
 RESOLUTIONS = ((1024, 64), (4096, 112), (2048, 80))  # FFT size, mel bands
 CHANNELS = (24, 48, 64, 80)
@@ -86,7 +100,11 @@ class SpectrogramClassifier(nn.Module):
 
     def forward(self, audio: Tensor, random: torch.Generator) -> Tensor:
         """audio [batch, samples] -> scores [batch, styles]; colours and what is dropped are drawn from ``random``."""
-        x = self.convolutions(coloured(self.power(audio), random)).flatten(1, 2)  # [batch, features, places]
+        return self.judge(self.power(audio), random)
+
+    def judge(self, power: Tensor, random: torch.Generator) -> Tensor:
+        """Mel power [batch, bands, frames] -> scores [batch, styles]."""
+        x = self.convolutions(coloured(power, random)).flatten(1, 2)  # [batch, features, places]
         x = torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
         kept = torch.rand(x.shape, generator=random, device=x.device) >= DROPOUT
         return self.score(x * kept / (1.0 - DROPOUT))
@@ -118,3 +136,118 @@ def style_loss(scores: Tensor, style: Tensor) -> Tensor:
 def hit_rate(scores: Tensor, style: Tensor) -> Tensor:
     """Share of scores [parts, batch, styles] that are highest for the style meant [batch]."""
     return (scores.argmax(dim=-1) == style).float().mean()
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How a classifier learns before a run: phrases of each style, how often it hears them, and from which seed."""
+
+    phrases_per_style: int
+    passes: int = 12
+    batch: int = 32
+    learning_rate: float = 3e-3
+    shortest_share: float = 0.3  # of a phrase that is heard at a time, at least
+    room_chance: float = 0.35
+    test_phrases_per_style: int = 16
+    seed: int = 0
+
+
+def pretrain_classifier(
+    styles: Sequence[tuple[Sequence[Recording], Sequence[Recording]]],
+    sample_rate: int,
+    config: Pretraining,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[StyleClassifier, float]:
+    """A classifier of ``styles``, each the recordings that it learns from and others to test it on.
+
+    With it, the share of test phrases that its parts take for their style, in the mean of parts and styles; NaN
+    without recordings to test on.
+    """
+    random = np.random.default_rng([config.seed, 11])
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        classifier = StyleClassifier(sample_rate, len(styles))
+    drawing = RecogniserConfig(seed=config.seed, room_chance=config.room_chance)
+    parts: list[SpectrogramClassifier] = list(classifier.parts)  # pyright: ignore[reportAssignmentType]
+    pools: list[list[Tensor]] = [[] for _ in parts]
+    labels: list[int] = []
+    in_all = config.phrases_per_style * len(styles)
+    for _ in range(config.phrases_per_style):
+        for label, (learned_from, _) in enumerate(styles):
+            phrase = draw_phrase(learned_from, drawing, random, sample_rate)
+            if random.uniform() < config.room_chance:
+                phrase = in_a_room(phrase, random, sample_rate)
+            for part, pool in zip(parts, pools, strict=True):
+                pool.append(part.power(torch.from_numpy(phrase)[None]).half())
+            labels.append(label)
+            if progress and len(labels) % 16 == 0:
+                progress("laying phrases for the classifier", len(labels), in_all)
+    target = torch.tensor(labels)
+    rounds = max(1, len(labels) // config.batch)
+    steps, done = config.passes * rounds, 0
+    for number, (part, pool) in enumerate(zip(parts, pools, strict=True)):
+        powers = torch.cat(pool)
+        pools[number] = []
+        optimiser = torch.optim.AdamW(part.parameters(), config.learning_rate, weight_decay=0.02)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps)
+        for _ in range(config.passes):
+            order = torch.randperm(len(labels), generator=generator)
+            for rows in order.tensor_split(rounds):
+                share = float(_uniform(generator, config.shortest_share, 1.0, 1))
+                frames = round(share * powers.shape[-1])
+                start = int(torch.randint(powers.shape[-1] - frames + 1, (), generator=generator))
+                scores = part.judge(powers[rows, :, start : start + frames].float(), generator)
+                loss = style_loss(scores[None], target[rows]).mean()
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                done += 1
+                if progress and done % 8 == 0:
+                    progress("training the classifier", done, steps * len(parts))
+    return classifier, _known_phrases(classifier, styles, sample_rate, config, random)
+
+
+def _known_phrases(
+    classifier: StyleClassifier,
+    styles: Sequence[tuple[Sequence[Recording], Sequence[Recording]]],
+    sample_rate: int,
+    config: Pretraining,
+    random: np.random.Generator,
+) -> float:
+    """Share of phrases of unheard recordings that the parts take for their style."""
+    generator, drawing, known = torch.Generator().manual_seed(config.seed), RecogniserConfig(seed=config.seed), []
+    for label, (_, unheard) in enumerate(styles):
+        if not unheard:
+            continue
+        phrases = [draw_phrase(unheard, drawing, random, sample_rate) for _ in range(config.test_phrases_per_style)]
+        with torch.no_grad():
+            scores = classifier(torch.from_numpy(np.stack(phrases)), generator)
+        known.append(float(hit_rate(scores, torch.full((len(phrases),), label))))
+    return float(np.mean(known)) if known else float("nan")
+
+
+def load_or_pretrain(
+    styles: Sequence[tuple[Sequence[Recording], Sequence[Recording]]],
+    sample_rate: int,
+    config: Pretraining,
+    cache_folder: Path,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[StyleClassifier, float]:
+    """What ``pretrain_classifier`` makes, from the cache if it was made before of the same recordings by this code."""
+    code = [hashlib.sha256(Path(str(file)).read_bytes()).hexdigest() for file in (__file__, recogniser.__file__)]
+    content = [[[recording.audio_sha256 for recording in group] for group in style] for style in styles]
+    key = hashlib.sha256(json.dumps([code, repr(config), sample_rate, content]).encode()).hexdigest()[:24]
+    path = cache_folder / f"classifier-{key}.pt"
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        classifier = StyleClassifier(sample_rate, len(styles))
+        classifier.load_state_dict(stored["weights"])
+        return classifier, float(stored["known"])
+    except Exception as error:  # torch raises many kinds for damaged files; whatever cannot be read is made again
+        log.debug("no usable classifier at %s: %s", path, error)
+    classifier, known = pretrain_classifier(styles, sample_rate, config, progress)
+    cache_folder.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda file: torch.save({"weights": classifier.state_dict(), "known": known}, file))
+    return classifier, known

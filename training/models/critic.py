@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from training.models.spectrogram import RelativeMel
 
@@ -65,6 +66,21 @@ class Critic(nn.Module):
         """audio [batch, samples] -> what each part says of it."""
         said = [part(audio) for part in self.parts]
         return Verdict(tuple(scores for scores, _ in said), tuple(features for _, features in said))
+
+
+class Ratings(nn.Module):
+    """A trained critic as a listener: how real each clip sounds in each style. Takes the critic's weight norm away."""
+
+    def __init__(self, critic: Critic) -> None:
+        super().__init__()
+        for module in list(critic.modules()):
+            if is_parametrized(module, "weight"):
+                remove_parametrizations(module, "weight")
+        self.critic = critic
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """audio [clips, samples] -> [clips, styles], the mean score over places and resolutions; higher is nearer."""
+        return torch.stack([scores.mean(dim=2) for scores in self.critic(audio).scores]).mean(dim=0)
 
 
 def _of_style(scores: Tensor, style: Tensor) -> Tensor:

@@ -139,10 +139,12 @@ def is_class(recordings: Sequence[Recording]) -> bool:
     return len(recordings) >= SMALLEST_CLASS_RECORDINGS and seconds >= SMALLEST_CLASS_SECONDS
 
 
-def _piece(recording: Recording, samples: int, semitones: float, random: np.random.Generator) -> NDArray[np.float32]:
-    """Up to ``samples`` at SAMPLE_RATE from a loud enough place, at another tape speed; with soft edges."""
+def _piece(
+    recording: Recording, samples: int, semitones: float, random: np.random.Generator, sample_rate: int
+) -> NDArray[np.float32]:
+    """Up to ``samples`` at ``sample_rate`` from a loud enough place, at another tape speed; with soft edges."""
     ratio = 2.0 ** (semitones / 12.0)
-    wanted = round(samples * ratio * recording.sample_rate / SAMPLE_RATE)
+    wanted = round(samples * ratio * recording.sample_rate / sample_rate)
     audio, start = recording.audio(), 0
     anywhere = 0.4 if recording.seconds < NOTE_SECONDS else 0.9
     # In playing, a note starts from its onset more often than not; the louder of two places in a long take is no pause.
@@ -150,7 +152,7 @@ def _piece(recording: Recording, samples: int, semitones: float, random: np.rand
         places = [int(place) for place in random.integers(0, recording.samples - wanted, 2)]
         start = max(places, key=lambda place: float(np.abs(audio[place : place + wanted]).max()))
     piece = np.asarray(audio[start : start + wanted])
-    piece = soxr.resample(piece, ratio * recording.sample_rate, SAMPLE_RATE, quality="LQ")[:samples]
+    piece = soxr.resample(piece, ratio * recording.sample_rate, sample_rate, quality="LQ")[:samples]
     edge = min(240, len(piece) // 2)
     ramp = np.linspace(0.0, 1.0, edge, dtype=np.float32)
     if start:
@@ -160,9 +162,13 @@ def _piece(recording: Recording, samples: int, semitones: float, random: np.rand
 
 
 def draw_phrase(
-    recordings: Sequence[Recording], config: RecogniserConfig, random: np.random.Generator
+    recordings: Sequence[Recording],
+    config: RecogniserConfig,
+    random: np.random.Generator,
+    sample_rate: int = SAMPLE_RATE,
 ) -> NDArray[np.float32]:
-    """[EXCERPT_SAMPLES] of one style: one stretch of a recording, or several in a row, ringing on or cut off."""
+    """[EXCERPT_SECONDS] of one style: one stretch of a recording, or several in a row, ringing on or cut off."""
+    excerpt_samples = round(EXCERPT_SECONDS * sample_rate)
     seconds = np.array([recording.seconds for recording in recordings])
     # Half by length, half by number: a long take is worth more than a note, but does not drown the notes.
     weights = 0.5 * seconds / seconds.sum() + 0.5 / len(recordings)
@@ -170,31 +176,33 @@ def draw_phrase(
 
     def draw(samples: int) -> NDArray[np.float32]:
         recording = recordings[int(random.choice(len(recordings), p=weights))]
-        piece = _piece(recording, samples, speed, random)
+        piece = _piece(recording, samples, speed, random, sample_rate)
         rms = float(np.sqrt(np.mean(np.square(piece)))) if len(piece) else 0.0
         return piece * np.float32(10.0 ** (random.uniform(-8.0, 0.0) / 20.0) / max(rms, 1e-5))
 
-    out = np.zeros(EXCERPT_SAMPLES, np.float32)
+    out = np.zeros(excerpt_samples, np.float32)
     if random.uniform() < 0.3:
-        whole = draw(EXCERPT_SAMPLES)
+        whole = draw(excerpt_samples)
         out[: len(whole)] = whole
         return out
     pace_s = random.uniform(0.12, 0.9)  # from note to note
     rings, chord = random.uniform() < 0.4, random.uniform() < 0.25
-    notes = [draw(EXCERPT_SAMPLES if rings else round(1.2 * pace_s * SAMPLE_RATE)) for _ in range(NOTES_PER_PHRASE)]
+    notes = [draw(excerpt_samples if rings else round(1.2 * pace_s * sample_rate)) for _ in range(NOTES_PER_PHRASE)]
     at = 0
-    while at < EXCERPT_SAMPLES - SAMPLE_RATE // 10:
+    while at < excerpt_samples - sample_rate // 10:
         for _ in range(int(random.integers(2, 4)) if chord else 1):
-            note = notes[int(random.integers(len(notes)))][: EXCERPT_SAMPLES - at]
+            note = notes[int(random.integers(len(notes)))][: excerpt_samples - at]
             out[at : at + len(note)] += note
-        at += round(pace_s * random.choice([0.5, 1.0, 1.0, 2.0]) * SAMPLE_RATE)
+        at += round(pace_s * random.choice([0.5, 1.0, 1.0, 2.0]) * sample_rate)
     return out
 
 
-def _in_a_room(audio: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+def in_a_room(
+    audio: NDArray[np.float32], random: np.random.Generator, sample_rate: int = SAMPLE_RATE
+) -> NDArray[np.float32]:
     """With the tail of a random room: decaying noise (Moorer 1979), 6 to 20 dB below the direct sound's energy."""
     seconds = random.uniform(0.1, 0.9)
-    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    time = np.arange(round(seconds * sample_rate)) / sample_rate
     tail = random.standard_normal(len(time)) * 10.0 ** (-3.0 * time / seconds)
     tail *= 10.0 ** (-random.uniform(6.0, 20.0) / 20.0) / np.sqrt(np.sum(np.square(tail)))
     tail[0] = 1.0
@@ -239,7 +247,7 @@ def train_recogniser(
         for _ in range(config.excerpts_per_style):
             phrase = draw_phrase(splits[style][0], config, random)
             if random.uniform() < config.room_chance:
-                phrase = _in_a_room(phrase, random)
+                phrase = in_a_room(phrase, random)
             # One range for all: the floor below it is drawn anew at every pass.
             powers.append(mel_power(torch.from_numpy(phrase / max(float(np.abs(phrase).max()), 1e-5))[None]))
             labels.append(label)

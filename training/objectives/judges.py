@@ -64,13 +64,15 @@ def hear_judges(
         total = total + config.feature_weight * (features * (both & ~heard.crossed)).mean()
     if classifier is not None:
         random = torch.Generator(device=made.device).manual_seed(seed)
-        known = classifier(real, random)
+        if not config.pretraining_phrases:
+            known = classifier(real, random)
+            total = total + (style_loss(known, heard.real_style) * real_heard).mean()
+            if both.any():
+                values["style_known"] = hit_rate(known[:, both], heard.real_style[both])
         taken = _frozen(classifier, made, random)
         missing = style_loss(taken, heard.style)
-        total = total + (style_loss(known, heard.real_style) * real_heard).mean()
         total = total + config.style_weight * (missing * made_heard).mean()
         if both.any():
-            values["style_known"] = hit_rate(known[:, both], heard.real_style[both])
             values["style_missing"] = missing[both].mean()
             values["style_taken"] = hit_rate(taken[:, both], heard.style[both])
     return total, values

@@ -13,6 +13,7 @@ from itertools import chain, count
 from typing import Any, NamedTuple
 
 import numpy as np
+import soxr
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 from training.augment import Pair, make_pair, make_true_pair, steady_tones
 from training.checkpoint import Beginning, CheckpointError
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
+from training.models import recogniser
 from training.models.classifier import StyleClassifier
-from training.models.critic import Critic
+from training.models.critic import Critic, critic_loss
 from training.models.encoder import StyleEncoder
 from training.models.generator import SpectrumGenerator, make_generator
-from training.objectives.judges import Hearing, hear_judges
+from training.models.recogniser import Recogniser
+from training.objectives.judges import AUDIBLE_RMS, Hearing, hear_judges
 from training.objectives.objective import Objective, learning_rate_factor
 from training.recipe import Recipe
 
@@ -101,6 +104,7 @@ class RestoreObjective(Objective):
             self.critic = Critic(rate, len(recipe.style))
         if recipe.adversary.style_weight:
             self.classifier = StyleClassifier(rate, len(recipe.style))
+            self.classifier.requires_grad_(not recipe.adversary.pretraining_phrases)
         if self.averaging:
             self.average_generator = copy.deepcopy(self.generator).requires_grad_(False)
             self.average_styles = copy.deepcopy(self.styles).requires_grad_(False)
@@ -110,6 +114,9 @@ class RestoreObjective(Objective):
         self._heard: list[tuple[Tensor, LossTerms, Tensor]] = []
         self._media: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._excerpt: _Excerpt | None = None
+        self.witness: Recogniser | None = None
+        """Says at each validation which style it hears; it never teaches."""
+        self._testified: list[Tensor] = []
 
     def begin_with(self, beginning: Beginning) -> None:
         """Take over what another run learned; call before training. Raises CheckpointError where weights do not fit.
@@ -205,6 +212,8 @@ class RestoreObjective(Objective):
         style, crossed, told_by = self._crossed(batch.style, random)
         vectors, anchor = self._style_vectors(batch.raw, batch.style, style, told_by)
         heard = self._heard_on_stage(pair, crossed, random)
+        if self.critic_leads:
+            return self._critic_alone(heard, vectors, Hearing(heard, pair.target, style, batch.style, crossed), state)
         answer, state = self.restore(heard, vectors, state=state)
         assert self._excerpt is not None
         self._excerpt = dataclasses.replace(self._excerpt, state=detached(state))
@@ -242,6 +251,23 @@ class RestoreObjective(Objective):
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=size)
         return total
 
+    def _critic_alone(self, heard: Tensor, vectors: Tensor, hearing: Hearing, state: Any) -> Tensor:
+        """The critic's loss alone, on what the generator makes of ``heard`` as it stands."""
+        with torch.no_grad():
+            answer, state = self.restore(heard, vectors, state=state)
+        assert self._excerpt is not None
+        self._excerpt = dataclasses.replace(self._excerpt, state=detached(state))
+        made, real = answer.float(), hearing.real[:, : answer.shape[1]]
+        audible = (real.square().mean(dim=1).sqrt() > AUDIBLE_RMS) & (made.square().mean(dim=1).sqrt() > AUDIBLE_RMS)
+        learning = critic_loss(
+            self.critic(real), hearing.real_style, self.critic(made), hearing.style, self.recipe.adversary.loss
+        )
+        total = (learning * audible).mean()
+        if self.trainer.world_size > 1:  # processes that wait for the other weights would hang
+            total = total + torch.stack([0.0 * p.sum() for p in self.parameters() if p.requires_grad]).sum()
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(heard))
+        return total
+
     def _heard_on_stage(self, pair: Pair, crossed: Tensor, random: torch.Generator) -> Tensor:
         """What comes in [batch, samples]: of crossed rows half hear recordings as they are, of those some hear two."""
         as_is, both = torch.rand(2, len(crossed), generator=random).to(crossed.device)
@@ -270,6 +296,12 @@ class RestoreObjective(Objective):
         config = self.recipe.adversary
         return bool(config.weight) and self.global_step >= config.start_step
 
+    @property
+    def critic_leads(self) -> bool:
+        """Whether the critic learns alone in this step."""
+        config = self.recipe.adversary
+        return self.criticising and self.global_step < config.start_step + config.head_start_steps
+
     def _untouched(self) -> Tensor:
         """Zero, with a gradient of zero for what has no part in this step: processes that wait for it would hang."""
         idle = [module for name, module in self.named_children() if f"{name}." in JUDGES]
@@ -288,14 +320,21 @@ class RestoreObjective(Objective):
         wanted, told_by = own, torch.where(told, rows, -1)
         if self.criticising:
             crossed = torch.rand(style.shape, generator=random) < self.recipe.adversary.cross_share
+            crossed |= ~torch.isin(own, torch.tensor(self.recipe.performed))
             crossed[0] = False  # so that the losses of what is restored have a row in every step
-            styles = len(self.recipe.style)
-            other = (own + torch.randint(1, styles, style.shape, generator=random)) % styles
+            other = self._other(own, random)
             donor = torch.randint(len(rows), style.shape, generator=random)
             told = (drawn < config.crossed_share) & (own[donor] != own)
+            told &= torch.isin(own[donor], torch.tensor(self.recipe.performed))
             wanted = torch.where(crossed, torch.where(told, own[donor], other), own)
             told_by = torch.where(crossed, torch.where(told, donor, -1), told_by)
         return wanted.to(style.device), crossed.to(style.device), told_by.to(style.device)
+
+    def _other(self, own: Tensor, random: torch.Generator) -> Tensor:
+        """A style that is performed, for each of ``own`` [batch] another than itself: [batch], on the CPU."""
+        performed = torch.tensor(self.recipe.performed)
+        place = (own[:, None] == performed).int().argmax(dim=1)
+        return performed[(place + torch.randint(1, len(performed), own.shape, generator=random)) % len(performed)]
 
     def _style_vectors(self, raw: Tensor, own: Tensor, style: Tensor, told_by: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors [batch, style_dim] of ``style``, some heard, and the loss that keeps what is heard near the table.
@@ -336,9 +375,25 @@ class RestoreObjective(Objective):
         result = self.restoration_loss(answer, pair.target)
         unchanged = self.restoration_loss(pair.input[:, : answer.shape[1]], pair.target).total
         self._heard.append((batch.style, result, unchanged))
+        if self.witness is not None:
+            self._testified.append(self._recognised(batch, pair.target))
         for row, style in enumerate(batch.style.tolist()):
             if style not in self._media and len(self._media) < self.recipe.trainer.media_count:
                 self._media[style] = (pair.input[row].cpu(), answer[row].cpu(), pair.target[row].cpu())
+
+    def _recognised(self, batch: Batch, played: Tensor) -> Tensor:
+        """Which recordings [batch, samples], played in another style, the witness takes for it: [batch], 0 or 1."""
+        assert self.witness is not None
+        rate = self.recipe.spectral.sample_rate
+        wanted = self._other(batch.style.cpu(), torch.Generator().manual_seed(batch.seed)).to(batch.style.device)
+        vectors = (self.average_styles if self.averaging else self.styles)(wanted)
+        answer, _ = self.restore(played, vectors, averaged=self.averaging)
+        excerpts = soxr.resample(answer.float().cpu().numpy().T, rate, recogniser.SAMPLE_RATE).T
+        # One second is told less surely than three: it is repeated.
+        repeated = np.resize(np.tile(excerpts, (1, 4)).T, (recogniser.EXCERPT_SAMPLES, len(excerpts))).T
+        shares = self.witness.judge(np.ascontiguousarray(repeated, dtype=np.float32)).shares
+        ids = [self.witness.styles.index(self.recipe.style[row].id) for row in wanted.tolist()]
+        return torch.from_numpy((shares.argmax(axis=1) == np.array(ids)).astype(np.float32))
 
     def on_validation_epoch_end(self) -> None:
         styles = torch.cat([style for style, _, _ in self._heard])
@@ -350,6 +405,9 @@ class RestoreObjective(Objective):
         for row, style in enumerate(self.recipe.style):
             if bool((styles == row).any()):
                 values[f"validation/style/{style.id}"] = totals[styles == row].mean()
+        if self._testified:
+            values["validation/style_recognised"] = torch.cat(self._testified).mean().to(self.device)
+            self._testified = []
         self.log_dict(values, sync_dist=True)
         self.log("validation_loss", values["validation/loss"], prog_bar=True, logger=False, sync_dist=True)
         self.metrics = {name: round(float(value), 6) for name, value in values.items()}
