@@ -129,6 +129,7 @@ def write_model(
         weight_count=sum(parameter.numel() for parameter in model.parameters()),
         blend_losses_lu=tuple(tuple(round(float(loss), 2) for loss in row) for row in losses),
         noise_dims=noise.dims if noise else 0,
+        code_levels=getattr(model, "code_levels", ()),
     )
     graph = build_graph(model, manifest.style_dim, spec.hop_samples)
     finish_graph(graph, manifest)

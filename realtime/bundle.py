@@ -37,6 +37,8 @@ MAX_NAME = 200
 MAX_STATE_NUMBERS = 2**24
 """Of all states of one channel together."""
 MAX_RANK = 32
+MAX_CODE = 1024
+"""Numbers in the code of one hop."""
 PARAMETER_LIMITS = {"dB": (-120.0, 60.0), "ratio": (0.0, 1.0)}
 """The widest range that a manifest may give to a parameter, by unit."""
 MODELS_DIR = Path(__file__).parent / "models"
@@ -182,8 +184,21 @@ class Manifest:
     """By how much the even blend of two styles is quieter than both in the mean [styles, styles]; may be missing."""
     vocabulary: Vocabulary | None = None
     """The events of a model of kind ``notes``, which has no styles; its golden vector holds tokens and logits."""
+    code_levels: tuple[int, ...] = ()
+    """Of an autoencoder: how many levels each number of its code has, which passes once per hop; else missing."""
     noise_dims: int = 0
     """So many numbers at the end of a style vector are noise, zero in the styles as they stand in the file."""
+
+    @property
+    def code_numbers_per_second(self) -> float:
+        """Numbers of the code in a second of sound; zero without a code."""
+        return len(self.code_levels) * self.spectral.sample_rate / self.spectral.hop_samples
+
+    @property
+    def code_bits_per_second(self) -> float:
+        """Bits of the code in a second of sound, each number in as many as its levels need; zero without a code."""
+        bits = sum(math.log2(levels) for levels in self.code_levels)
+        return bits * self.spectral.sample_rate / self.spectral.hop_samples
 
     def style(self, style_id: str) -> Style:
         """The style with this id (or label, ignoring case); StyleError with near matches if there is none."""
@@ -392,6 +407,11 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
         f"has not one row and column for each of the {len(manifest.styles)} styles",
     )
     need(all(abs(v) < 100.0 for row in losses for v in row), "blend_losses_lu", "has a number that is no sane one")
+    need(not manifest.code_levels or manifest.kind == "transfer", "code_levels", "belongs to models of kind 'transfer'")
+    need(len(manifest.code_levels) <= MAX_CODE, "code_levels", f"has more than {MAX_CODE} numbers")
+    need(
+        all(2 <= levels <= 2**16 for levels in manifest.code_levels), "code_levels", f"has a number outside 2..{2**16}"
+    )
     for parameter in manifest.parameters:
         here, (low, high) = f"parameters.{parameter.id}", PARAMETER_LIMITS.get(parameter.unit, (-1e6, 1e6))
         need(

@@ -220,6 +220,12 @@ def info(
             f"{spec.synthesis_window_samples}; latency {manifest.latency_samples} samples "
             f"({1e3 * manifest.latency_samples / spec.sample_rate:.2f} ms); {manifest.weight_count:,} weights"
         )
+        if manifest.code_levels:
+            console.print(
+                f"plays from a code: {manifest.code_numbers_per_second:,.0f} numbers, "
+                f"{manifest.code_bits_per_second / 1000:.1f} kbit a second",
+                highlight=False,
+            )
         made = manifest.kind == "transfer"  # a recogniser has no sound of its own
         table = Table("style", "label", "MIDI program", *(["loudness LUFS"] if made else []))
         for style in manifest.styles:

@@ -16,14 +16,26 @@ from typer.testing import CliRunner, Result
 
 pytest.importorskip("torch")
 
-from realtime.bundle import DEMO_CLIP, FIRST_MODEL, Bundle, read_bundle
+from export.writer import NamedStyle, write_model
+from realtime.bundle import DEMO_CLIP, FIRST_MODEL, Bundle, Card, Source, read_bundle
 from realtime.cli import app
 from realtime.loudness import SILENT_LUFS, loudness_lufs
+from realtime.spectral import SpectralSpec
 from training import measures
-from training.evaluate import EvaluationError, EvaluationOptions, evaluate, find_overlap, loudest_part, read_references
+from training.evaluate import (
+    EvaluationError,
+    EvaluationOptions,
+    evaluate,
+    find_overlap,
+    log_mel_distance_db,
+    loudest_part,
+    read_references,
+)
 from training.measures import Audio
 from training.models import recogniser
+from training.models.generator import GeneratorConfig, make_generator
 from training.models.recogniser import RecogniserConfig, cut_excerpts, draw_phrase, normalise, split_held_out
+from training.report import tables
 
 RATE, HOP = 48_000, 128
 SMALL = RecogniserConfig(excerpts_per_style=32, passes=16, batch=16, test_phrases_per_style=6)
@@ -330,6 +342,42 @@ def test_the_command_from_folders_to_figures(
     for shares in figures["taken_for"].values():
         assert sum(shares.values()) == pytest.approx(1.0, abs=0.01)
     assert figures["machine"] and figures["date"] and picture.stat().st_size > 20_000
+
+
+def test_log_mel_distance_hears_an_equaliser_and_no_level() -> None:
+    sound = np.stack([harmonic(hz, 3.0, recogniser.SAMPLE_RATE) for hz in (220.0, 330.0)])
+    assert log_mel_distance_db(sound, 0.1 * sound) < 0.01
+    duller = np.stack([harmonic(hz, 3.0, recogniser.SAMPLE_RATE, falling=2.0) for hz in (220.0, 330.0)])
+    assert 1.0 < log_mel_distance_db(sound, duller) < log_mel_distance_db(sound, np.zeros_like(sound)) <= 60.0
+
+
+def test_an_autoencoder_is_measured_by_its_code_and_what_it_makes_of_unheard_recordings(
+    references: Path, cache: Path, tmp_path: Path
+) -> None:
+    recogniser.torch.manual_seed(0)
+    config = GeneratorConfig(answer="autoencoder", style_dim=4, band_count=12, hidden=16, code_size=2, code_levels=4)
+    styles = [NamedStyle(name, name, i, np.eye(4, dtype=np.float32)[i]) for i, name in enumerate(("violin", "flute"))]
+    notes = [(references / "violin" / f"note{i}.flac").read_bytes() for i in range(6)]
+    heard = tuple(hashlib.sha256(note).hexdigest() for note in notes[:4])
+    card = Card("", "restore", "", "2026-01-01", 0, 0.0, (Source("violin", "CC0-1.0", "nobody", 1, 0.1),), {}, heard)
+    model = tmp_path / "code.onnx"
+    spec = SpectralSpec()
+    write_model(make_generator(spec, config).eval(), spec, styles, card, model, "code", verify_hops=50)
+    figures = evaluate(model, DEMO_CLIP, references, options_of(cache)).figures
+    assert figures["code"] == {
+        "levels": [512, 8, 256, 4, 4],
+        "numbers_per_second": 1875.0,
+        "bits_per_second": 375.0 * 24,
+    }
+    made = figures["reconstruction"]
+    assert {style: values["recordings"] for style, values in made["styles"].items()} == {"violin": 2, "flute": 6}
+    for values in (made["mean"], *made["styles"].values()):
+        assert 0.0 <= values["style_accuracy"] <= 1.0 and 0.0 < values["log_mel_distance_db"] <= 60.0
+        assert values["style_accuracy_unchanged"] > 0.5  # three plain timbres
+    (shown,) = [table for table in tables(figures) if "9.0 kbit (1,875 numbers) a second" in str(table.title)]
+    assert shown.row_count == 3
+    plain = {name: value for name, value in figures.items() if name not in ("code", "reconstruction")}
+    assert [str(table.title) for table in tables(plain)] == [str(table.title) for table in tables(figures)[:-1]]
 
 
 def vars_of(config: RecogniserConfig) -> dict[str, float]:

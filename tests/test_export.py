@@ -128,6 +128,7 @@ def test_onnxruntime_is_torch(exported: Exported, channels: int, hops_per_step: 
         {"signals": ("pulses", "noise")},
         {"answer": "spectrum"},
         {"answer": "spectrum", "body": "convolutional"},
+        {"answer": "autoencoder"},
     ],
     ids=str,
 )

@@ -47,6 +47,8 @@ KINDS = [
     replace(TINY, signals=("pulses", "noise")),
     replace(TINY, answer="spectrum"),
     replace(TINY, answer="spectrum", body="convolutional"),
+    replace(TINY, answer="autoencoder", code_size=3),
+    replace(TINY, answer="autoencoder", body="convolutional"),
 ]
 
 

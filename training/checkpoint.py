@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from realtime.notes import Vocabulary
+from training.models.autoencoder import Autoencoder
 from training.models.composer import Composer
 from training.models.critic import Critic, Ratings
 from training.models.encoder import StyleEncoder
@@ -37,7 +38,9 @@ class CheckpointError(RuntimeError):
 class TrainedModel:
     """What export needs. ``style_vectors`` [styles, style_dim] in the order of ``recipe.style``."""
 
-    generator: Generator | SpectrumGenerator  # in evaluation mode, on the CPU; averaged weights where the run averaged
+    generator: (
+        Generator | SpectrumGenerator | Autoencoder
+    )  # in evaluation mode, on the CPU; averaged weights where the run averaged
     encoder: StyleEncoder | None  # likewise, if the run trained one
     critic: Ratings | None  # of a model with noise, as it stood at the end
     style_vectors: Tensor

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import soxr
+import torch
 from numpy.typing import NDArray
 
 from realtime.bundle import FIRST_MODEL, Bundle, read_bundle
@@ -45,6 +46,7 @@ from training.models.recogniser import (
     is_class,
     load_or_train,
     loud_enough,
+    mel_power,
     real_excerpts,
 )
 from training.recipe import DataConfig, StyleEntry
@@ -54,7 +56,9 @@ TAIL_SECONDS = 1.0  # of that silence, in which what was played may ring out
 FADE_SECONDS = 0.01
 SHORTEST_INPUT_SECONDS = 1.0
 REAL_PHRASES = 96
+UNHEARD_RECORDINGS = 12  # of a style, at most, whose reconstruction is measured
 WEAK_ACCURACY = 0.6
+FLOOR_DB = 60.0  # below an excerpt's loudest mel band: what is fainter makes no difference
 TONES_HZ, TONE_SECONDS = (220.0, 440.0), 4.0
 MODEL, UNCHANGED, STATIC = "model", "unchanged", "static match"
 
@@ -375,10 +379,91 @@ def evaluate(
             for item, row in zip(items, next(iter(systems[UNCHANGED].values())), strict=True)
         },
         "skipped": notes,
+        **_code_figures(bundle, styles, recordings, recogniser, options, tell),
         **summaries[MODEL],
         "baselines": {name: summary for name, summary in summaries.items() if name != MODEL},
     }
     return Evaluation(figures, example)
+
+
+def _code_figures(
+    bundle: Bundle,
+    styles: Sequence[str],
+    recordings: Mapping[str, Sequence[Recording]],
+    recogniser: Recogniser,
+    options: EvaluationOptions,
+    tell: Progress,
+) -> dict[str, Any]:
+    """What "code" and "reconstruction" say of an autoencoder; nothing of other models.
+
+    Reconstructed are recordings that its card does not name as heard, each through its own style.
+    """
+    manifest = bundle.manifest
+    if not manifest.code_levels:
+        return {}
+    engine, heard = Engine(bundle, options.provider), set(manifest.card.recordings_sha256)
+    found: dict[str, dict[str, Any]] = {}
+    for number, style in enumerate(styles):
+        tell("reconstructing", number, len(styles))
+        unheard = [recording for recording in recordings[style] if recording.sha256 not in heard][:UNHEARD_RECORDINGS]
+        found[style] = _reconstruction(engine, style, unheard, recogniser, options.seconds)
+    tell("reconstructing", len(styles), len(styles))
+    names = ("style_accuracy", "style_accuracy_unchanged", "log_mel_distance_db")
+    return {
+        "code": {
+            "levels": list(manifest.code_levels),
+            "numbers_per_second": _rounded(manifest.code_numbers_per_second),
+            "bits_per_second": _rounded(manifest.code_bits_per_second),
+        },
+        "reconstruction": {
+            "styles": found,
+            "mean": {name: _mean(values[name] for values in found.values()) for name in names},
+        },
+    }
+
+
+def _reconstruction(
+    engine: Engine, style: str, recordings: Sequence[Recording], recogniser: Recogniser, seconds: float
+) -> dict[str, Any]:
+    """Recordings through their own style: how many, how often they are recognised, before and after, and how far off.
+
+    The recogniser may have learned from some of them, which is why its word on the same excerpts unchanged is given.
+    """
+    before, after = [], []
+    for recording in recordings:
+        audio = loudest_part(np.asarray(recording.audio()), round(seconds * engine.rate))
+        out, _ = engine.render(audio, style)
+        real, made = (cut_excerpts(_at_rate(sound, engine.rate, SAMPLE_RATE)) for sound in (audio, out))
+        loud = loud_enough(real)
+        before.append(real[loud])
+        after.append(made[loud])
+    reals, mades = (np.concatenate(group) if group else np.zeros((0, 1), np.float32) for group in (before, after))
+    values: dict[str, Any] = {"recordings": len(recordings), "excerpts": len(reals)}
+    if not len(reals):
+        return {**values, "style_accuracy": None, "style_accuracy_unchanged": None, "log_mel_distance_db": None}
+    number = recogniser.styles.index(style)
+    right = [
+        float(((recogniser.judge(group).shares.argmax(axis=1) == number) & (np.abs(group).max(axis=1) >= 1e-4)).mean())
+        for group in (mades, reals)
+    ]
+    return {
+        **values,
+        "style_accuracy": _rounded(right[0]),
+        "style_accuracy_unchanged": _rounded(right[1]),
+        "log_mel_distance_db": _rounded(log_mel_distance_db(reals, mades)),
+    }
+
+
+def log_mel_distance_db(reals: Audio, mades: Audio) -> float:
+    """Mean absolute difference of the mel bands of excerpts [count, samples] at SAMPLE_RATE, their levels matched."""
+    pictures = []
+    for group in (reals, mades):
+        level = np.sqrt(np.square(group, dtype=np.float64).mean(axis=1, keepdims=True))
+        power = mel_power(torch.from_numpy((group / np.maximum(level, 1e-9)).astype(np.float32))).numpy()
+        pictures.append(10.0 * np.log10(power + 1e-12))
+    floor = pictures[0].max(axis=(1, 2), keepdims=True) - FLOOR_DB
+    real, made = (np.maximum(picture, floor) for picture in pictures)
+    return float(np.abs(real - made).mean())
 
 
 def _baseline(bundle: Bundle, path: Path | None) -> Bundle | None:

@@ -92,7 +92,7 @@ class RealDft(nn.Module):
     conjugate_at: Tensor  # [(k1, k2)]: -1 where it is the bin's conjugate
     place_of: Tensor  # [bins]: where in (k1, k2)
 
-    def __init__(self, spec: SpectralSpec) -> None:
+    def __init__(self, spec: SpectralSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         n = spec.analysis_window_samples
         m = round(n**0.5)
@@ -125,7 +125,7 @@ class RealDft(nn.Module):
             "second_inverse": second.transpose(0, 2, 1).reshape(2 * m, 2 * m).copy(),
             "last": last,
         }.items():
-            self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
+            self.register_buffer(name, torch.tensor(value, dtype=dtype), persistent=False)
         bins = (k1[:, None] + m * i).reshape(-1)  # up to N - 1
         bin_at = np.minimum(bins, n - bins)  # [(k1, k2)]: which of the N/2 + 1 bins
         self.share_at = 1.0 / np.bincount(bin_at)[bin_at]  # one half where a bin is there twice
@@ -301,9 +301,13 @@ class Envelope(nn.Module):
     def init_state(self, batch: int) -> EnvelopeState:
         return EnvelopeState(torch.zeros(batch, 1))
 
+    def energy(self, frames: Tensor) -> Tensor:
+        """frames [batch, n, window] -> mean square at the end of each hop [batch, n], in the frames' precision."""
+        return torch.matmul(frames.square(), self.weights.to(frames.dtype)).amax(dim=-1)
+
     def forward(self, frames: Tensor, state: EnvelopeState) -> tuple[Tensor, EnvelopeState]:
         """frames [batch, n, window] -> level [batch, n*hop], never below 1e-5."""
-        energy = torch.matmul(frames.square(), self.weights).amax(dim=-1)
+        energy = self.energy(frames)
         # A floor, not a sum: onnxruntime takes the addition of so small a number for none at all and drops it.
         ends = torch.cat([state.level, energy.clamp_min(1e-10).sqrt()], dim=1)
         level = torch.matmul(neighbours(ends, frames.shape[1]), self.fade).flatten(1).clamp_min(1e-5)

@@ -385,7 +385,7 @@ class Recipe:
             raise ValueError("style.judged_only: is set in every [[style]]; leave it out of those to be played")
         if len(self.performed) < len(self.style) and (not self.adversary.weight or self.objective != "restore"):
             raise ValueError("style.judged_only: is for judges; needs adversary.weight, and objective = 'restore'")
-        if self.loss.steadiness and self.model.answer != "gains":
+        if self.loss.steadiness and self.model.answer == "spectrum":
             raise ValueError("loss.steadiness: holds gains still, and model.answer = 'spectrum' has none; set it to 0")
         if self.objective == "cycle":
             self._check_cycle()

@@ -70,7 +70,24 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         means.append(_grid(title, "", *headings, "levels\nLU"))
         for name, system in {figures["file"]: figures, **figures["baselines"]}.items():
             means[-1].add_row(name, *cells(system[key]), f"{system[key]['level_spread_lu']:.1f}")
-    return [judge, per_input, per_style, *means]
+    return [judge, per_input, per_style, *means, *_reconstruction(figures)]
+
+
+def _reconstruction(figures: dict[str, Any]) -> list[Table]:
+    """What an autoencoder makes of recordings that it has not heard, in their own style; nothing of other models."""
+    if "code" not in figures:
+        return []
+    rate, made = figures["code"], figures["reconstruction"]
+    title = (
+        f"Through a code of {rate['bits_per_second'] / 1000:.1f} kbit ({rate['numbers_per_second']:,.0f} numbers) a "
+        "second and back, recordings not trained on"
+    )
+    grid = _grid(title, "style", "excerpts", "recognised", "unchanged", "log mel\ndB")
+    for style, values in {**made["styles"], "mean": {"excerpts": "", **made["mean"]}}.items():
+        names = {"style_accuracy": ".0%", "style_accuracy_unchanged": ".0%", "log_mel_distance_db": ".1f"}
+        shown = ("-" if values[name] is None else format(values[name], form) for name, form in names.items())
+        grid.add_row(style, str(values["excerpts"]), *shown, style="bold" if style == "mean" else None)
+    return [grid]
 
 
 def draw(path: Path, evaluation: Evaluation) -> None:

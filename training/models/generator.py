@@ -9,6 +9,7 @@ per signal and hop; the filtered signals add up to the output. The other one wri
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,11 +38,15 @@ from training.layers import (
 from training.models.unet import BANDS_STEP as UNET_STEP
 from training.models.unet import UNet, UNetState
 
+if TYPE_CHECKING:
+    from training.models.autoencoder import Autoencoder
+
 SIGNALS = ("input", "driven", "pulses", "noise")
 FIRST_GAINS = {"input": 0.0, "driven": -4.0, "pulses": -4.0, "noise": -5.0}  # natural log, before any training
 BODIES = ("recurrent", "lstm", "convolutional", "unet")
 SCALES = ("mel", "linear")
-ANSWERS = ("gains", "spectrum")
+ANSWERS = ("gains", "spectrum", "autoencoder")
+GAIN_RANGE = (-9.0, 3.5)  # nepers
 FLOOR_LEVEL = 1e-5  # root mean square; what is this quiet comes out as nothing
 
 
@@ -49,7 +54,7 @@ FLOOR_LEVEL = 1e-5  # root mean square; what is this quiet comes out as nothing
 class GeneratorConfig:
     """Kind and sizes of the generator; the defaults are the shipped model's."""
 
-    answer: str = "gains"  # for the signals, or "spectrum": the complex spectrum of the output
+    answer: str = "gains"  # for the signals; "spectrum": the output's complex one; "autoencoder": from a code alone
     signals: tuple[str, ...] = SIGNALS  # that get gains
     body: str = "recurrent"  # a GRU; or "lstm", "convolutional", "unet"
     scale: str = "mel"  # how bands are spaced, or "linear"
@@ -61,6 +66,8 @@ class GeneratorConfig:
     lowpass_taps: int = 64
     lowpass_pole: float = 0.9
     envelope_hops: int = 4
+    code_size: int = 8  # learned numbers per hop of an autoencoder's code, beside pitch, periodicity and level
+    code_levels: int = 7  # that each of them can have
 
     def __post_init__(self) -> None:
         for field, known in (("answer", ANSWERS), ("body", BODIES), ("scale", SCALES)):
@@ -71,11 +78,14 @@ class GeneratorConfig:
         for field in ("style_dim", "band_count", "hidden", "lowpass_taps", "envelope_hops"):
             if getattr(self, field) < 2:
                 raise ValueError(f"model.{field}: must be at least 2, got {getattr(self, field)}")
+        for field, least, most in (("code_size", 1, 256), ("code_levels", 2, 4096)):
+            if not least <= getattr(self, field) <= most:
+                raise ValueError(f"model.{field}: must lie between {least} and {most}, got {getattr(self, field)}")
         if self.body == "unet" and self.band_count % UNET_STEP:
             raise ValueError(
                 f"model.band_count: must be a multiple of {UNET_STEP} for model.body = 'unet', got {self.band_count}"
             )
-        if self.body == "unet" and self.answer == "spectrum":
+        if self.body == "unet" and self.answer != "gains":
             raise ValueError("model.body: 'unet' answers with gains; take another body, or leave model.answer out")
         if not 0.0 < self.lowpass_pole < 1.0:
             raise ValueError(f"model.lowpass_pole: must lie between 0 and 1, got {self.lowpass_pole:g}")
@@ -115,8 +125,47 @@ def band_matrix(band_count: int, frequencies_hz: np.ndarray, scale: str = "mel")
     return np.stack([np.interp(mel, centres, row) for row in eye])
 
 
+def band_measure(spec: SpectralSpec, config: GeneratorConfig) -> np.ndarray:
+    """[bins, bands]: the power of a frame's bins -> that of its bands.
+
+    Bands 60 dB under the frame are lost in float32 rounding, which differs from machine to machine: every band hears
+    that much of the whole.
+    """
+    bins_hz = np.fft.rfftfreq(spec.analysis_window_samples, 1.0 / spec.sample_rate)
+    matrix = band_matrix(config.band_count, bins_hz, config.scale)
+    return (matrix / matrix.sum(axis=1, keepdims=True)).T + 1e-6 / matrix.shape[1]
+
+
 class SteeredBody(nn.Module):
-    """What every generator has: band levels of the windowed input, and a body that a style vector steers."""
+    """What every generator has: a body that a style vector steers."""
+
+    def __init__(self, config: GeneratorConfig, inputs: int, outputs: int) -> None:
+        """``inputs``: how many numbers the body hears per hop."""
+        super().__init__()
+        self.config, hidden = config, config.hidden
+        if config.body == "unet":
+            self.body = UNet(config.band_count, 2, outputs // config.band_count, config.style_dim)
+            return
+        self.enter = nn.Linear(inputs, hidden)
+        bodies = {"recurrent": lambda: Gru(hidden, hidden), "lstm": lambda: Lstm(hidden, hidden)}
+        self.body = bodies.get(config.body, lambda: CausalConvolutions(hidden))()
+        self.steer = nn.Linear(config.style_dim, 2 * 2 * hidden)
+        self.leave = nn.Linear(hidden, outputs)
+        with torch.no_grad():
+            self.steer.bias.copy_(torch.tensor([1.0, 0.0] * 2).repeat_interleave(hidden))
+            self.leave.weight.mul_(0.1)
+
+    def through_body(self, entered: Tensor, style: Tensor, state: BodyState) -> tuple[Tensor, BodyState]:
+        """What entered [n, batch, hidden], style [batch, style_dim] -> [batch, n, outputs]."""
+        scale1, shift1, scale2, shift2 = self.steer(style).chunk(4, dim=-1)
+        x = nn.functional.leaky_relu(entered * scale1 + shift1, 0.1)
+        y, state = self.body(x, state)
+        x = nn.functional.leaky_relu((x + y) * scale2 + shift2, 0.1)
+        return self.leave(x).transpose(0, 1), state
+
+
+class ListeningBody(SteeredBody):
+    """A steered body that hears the band levels of the windowed input."""
 
     window: Tensor  # [window]
     measure: Tensor  # [bins, bands]
@@ -125,16 +174,12 @@ class SteeredBody(nn.Module):
 
     def __init__(self, spec: SpectralSpec, config: GeneratorConfig, inputs: int, outputs: int) -> None:
         """``inputs``: how many more numbers the body hears per hop besides the levels."""
-        super().__init__()
-        self.spec, self.config = spec, config
-        hidden, bands = config.hidden, config.band_count
+        bands = config.band_count
+        super().__init__(config, bands + 1 + inputs, outputs)
+        self.spec = spec
         self.framer = Framer(spec.analysis_window_samples, spec.hop_samples, 1)
         self.dft = RealDft(spec)
-        bins_hz = np.fft.rfftfreq(spec.analysis_window_samples, 1.0 / spec.sample_rate)
-        matrix = band_matrix(bands, bins_hz, config.scale)
-        # Bands 60 dB under the frame are lost in float32 rounding, which differs from machine to machine: every band
-        # hears that much of the whole.
-        measure = (matrix / matrix.sum(axis=1, keepdims=True)).T + 1e-6 / matrix.shape[1]
+        measure = band_measure(spec, config)
         # Levels of the bands against their mean, and the mean, both brought to about unit size.
         normalise = np.concatenate([0.4 * (np.eye(bands) - 1.0 / bands), np.full((1, bands), 0.15 / bands)])
         for name, value in {
@@ -144,17 +189,6 @@ class SteeredBody(nn.Module):
             "normalise": normalise,
         }.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
-        if config.body == "unet":
-            self.body = UNet(bands, 2, outputs // bands, config.style_dim)
-            return
-        self.enter = nn.Linear(bands + 1 + inputs, hidden)
-        bodies = {"recurrent": lambda: Gru(hidden, hidden), "lstm": lambda: Lstm(hidden, hidden)}
-        self.body = bodies.get(config.body, lambda: CausalConvolutions(hidden))()
-        self.steer = nn.Linear(config.style_dim, 2 * 2 * hidden)
-        self.leave = nn.Linear(hidden, outputs)
-        with torch.no_grad():
-            self.steer.bias.copy_(torch.tensor([1.0, 0.0] * 2).repeat_interleave(hidden))
-            self.leave.weight.mul_(0.1)
 
     def steered(
         self, heard: Tensor, style: Tensor, state: BodyState, more: Tensor | None = None
@@ -170,7 +204,6 @@ class SteeredBody(nn.Module):
             mean = picture[..., -1:] + 0.6
             made, state = self.body(torch.stack([picture[..., :-1], mean.expand_as(levels)], dim=1), style, state)
             return made.transpose(1, 2).flatten(2), state
-        scale1, shift1, scale2, shift2 = self.steer(style).chunk(4, dim=-1)
         bands = self.config.band_count
         x = nn.functional.linear(
             levels.transpose(0, 1),  # [n, batch, bands]
@@ -179,13 +212,10 @@ class SteeredBody(nn.Module):
         )
         if more is not None:
             x = x + nn.functional.linear(more.transpose(0, 1), self.enter.weight[:, bands + 1 :])
-        x = nn.functional.leaky_relu(x * scale1 + shift1, 0.1)
-        y, state = self.body(x, state)
-        x = nn.functional.leaky_relu((x + y) * scale2 + shift2, 0.1)
-        return self.leave(x).transpose(0, 1), state
+        return self.through_body(x, style, state)
 
 
-class Generator(SteeredBody):
+class Generator(ListeningBody):
     """audio and style in, audio out, without delay; see the module's text."""
 
     def __init__(self, spec: SpectralSpec, config: GeneratorConfig) -> None:
@@ -261,7 +291,13 @@ class Generator(SteeredBody):
         """Spectra of the windowed input [batch, n, re|im, bins] -> gains in nepers at hop ends [batch, n, signals,
         bands]."""
         decided, state = self.steered(heard, style, state)
-        return decided.clamp(-9.0, 3.5).unflatten(2, (-1, self.config.band_count)), state
+        return decided.clamp(*GAIN_RANGE).unflatten(2, (-1, self.config.band_count)), state
+
+    def gains(self, audio: Tensor, style: Tensor, state: GeneratorState) -> Tensor:
+        """audio [batch, n*hop], style [batch, style_dim] -> only what ``decide`` gives [batch, n, signals, bands]."""
+        frames, _ = self.framer(audio[:, None], state.framer)
+        heard = self.dft(frames * self.window).reshape(audio.shape[0], frames.shape[1], 2, -1)
+        return self.decide(heard, style, state.body)[0]
 
 
 @dataclass(frozen=True)
@@ -271,7 +307,7 @@ class SpectrumState:
     tail: FramerState  # what the last frame still has to give
 
 
-class SpectrumGenerator(SteeredBody):
+class SpectrumGenerator(ListeningBody):
     """The output's complex spectrum from that of the input, in frames of the synthesis window, overlapped and added.
 
     Direct regression of spectra: Williamson, Wang and Wang, "Complex ratio masking", 2016, section III, without the
@@ -312,6 +348,9 @@ class SpectrumGenerator(SteeredBody):
         return out, SpectrumState(framer, body, FramerState(tails[:, -1:]))
 
 
-def make_generator(spec: SpectralSpec, config: GeneratorConfig) -> Generator | SpectrumGenerator:
+def make_generator(spec: SpectralSpec, config: GeneratorConfig) -> Generator | SpectrumGenerator | Autoencoder:
     """The kind that ``config.answer`` names, untrained."""
-    return (Generator if config.answer == "gains" else SpectrumGenerator)(spec, config)
+    from training.models.autoencoder import Autoencoder
+
+    kinds = {"gains": Generator, "spectrum": SpectrumGenerator, "autoencoder": Autoencoder}
+    return kinds[config.answer](spec, config)
