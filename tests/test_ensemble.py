@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from realtime import Bundle, BundleError, Part, Parts, Performer, Processor, join, read_bundle
 from realtime.bench import measure_algorithmic_latency, measure_processor_latency
-from realtime.bundle import DEFAULT_MODEL, DEFAULT_RECOGNISER, DEMO_CLIP, DEMO_MIDI, SHORT_MODEL
+from realtime.bundle import DEFAULT_MODEL, DEFAULT_RECOGNISER, DEMO_CLIP, DEMO_MIDI, LONG_MODEL
 from realtime.controls import select_mix
 from realtime.ensemble import EnsembleStream
 from realtime.processor import LIMITER_KNEE
@@ -26,18 +26,18 @@ from realtime.resample import at_rate
 from tests.test_bundle import with_manifest
 
 RATE, HOP = 48_000, 128
-BANK, BANK128 = read_bundle(DEFAULT_MODEL), read_bundle(SHORT_MODEL)
+BANK256, BANK = read_bundle(LONG_MODEL), read_bundle(DEFAULT_MODEL)
 GUITAR = np.asarray(soundfile.read(DEMO_CLIP, dtype="float32", start=RATE // 4, frames=RATE)[0], np.float32)[None]
 QUIET = 0.3 * GUITAR[:, : 160 * HOP]
 """A piece of it, at a level at which the limiter has nothing to do."""
 ENSEMBLES = {
-    "bank with bank128": (BANK, Parts(beside=(Part(SHORT_MODEL, "choir", 0.5),)), 256),
-    "bank128 with bank": (BANK128, Parts(beside=(Part(DEFAULT_MODEL, "choir", 0.5),)), 256),
-    "bank then bank128": (BANK, Parts(then=(Part(SHORT_MODEL, "choir"),)), 256),
-    "bank then bank": (BANK, Parts(then=(Part(DEFAULT_MODEL, "choir"),)), 384),
-    "bank128 with bank then bank": (
-        BANK128,
-        Parts(then=(Part(DEFAULT_MODEL, "flute"),), beside=(Part(DEFAULT_MODEL, "choir", 0.3),)),
+    "bank256 with bank": (BANK256, Parts(beside=(Part(DEFAULT_MODEL, "choir", 0.5),)), 256),
+    "bank with bank256": (BANK, Parts(beside=(Part(LONG_MODEL, "choir", 0.5),)), 256),
+    "bank256 then bank": (BANK256, Parts(then=(Part(DEFAULT_MODEL, "choir"),)), 256),
+    "bank256 then bank256": (BANK256, Parts(then=(Part(LONG_MODEL, "choir"),)), 384),
+    "bank with bank256 then bank256": (
+        BANK,
+        Parts(then=(Part(LONG_MODEL, "flute"),), beside=(Part(LONG_MODEL, "choir", 0.3),)),
         384,
     ),
 }
@@ -69,7 +69,7 @@ def test_the_latency_is_the_sum_of_its_terms_and_is_measured(first: Bundle, part
     assert measure_processor_latency(ensemble) == latency_samples
 
 
-@pytest.mark.parametrize("one, other", [(BANK, BANK128), (BANK128, BANK)], ids=["slow with fast", "fast with slow"])
+@pytest.mark.parametrize("one, other", [(BANK256, BANK), (BANK, BANK256)], ids=["slow with fast", "fast with slow"])
 def test_side_by_side_both_are_heard_at_the_same_sample_each_with_its_share(one: Bundle, other: Bundle) -> None:
     mixed = played(join(one, Parts(beside=(Part(other.path, "choir", 0.25),))))
     expected = 0.75 * played(one) + 0.25 * played(other, "choir")
@@ -78,12 +78,12 @@ def test_side_by_side_both_are_heard_at_the_same_sample_each_with_its_share(one:
 
 @pytest.mark.parametrize("style", ["violin", "violin=0.5,choir=0.5"])
 def test_a_model_with_itself_is_itself(style: str) -> None:
-    parts = Parts(beside=(Part(DEFAULT_MODEL, style, 0.3), Part(DEFAULT_MODEL, style, 0.3)))
-    np.testing.assert_allclose(played(join(BANK, parts), style), played(BANK, style), atol=1e-6)
+    parts = Parts(beside=(Part(LONG_MODEL, style, 0.3), Part(LONG_MODEL, style, 0.3)))
+    np.testing.assert_allclose(played(join(BANK256, parts), style), played(BANK256, style), atol=1e-6)
 
 
 @pytest.mark.parametrize("level", [1.0, 8.0], ids=["as it is", "into the limiter"])
-@pytest.mark.parametrize(("one", "other"), [(BANK, BANK128), (BANK128, BANK)], ids=["slow then fast", "fast then slow"])
+@pytest.mark.parametrize(("one", "other"), [(BANK256, BANK), (BANK, BANK256)], ids=["slow then fast", "fast then slow"])
 def test_in_series_it_is_one_after_the_other_with_one_hop_to_wait_for(one: Bundle, other: Bundle, level: float) -> None:
     audio = level * QUIET
     both = prepared(join(one, Parts(then=(Part(other.path, "choir"),)))).process(audio)
@@ -96,7 +96,7 @@ def test_in_series_it_is_one_after_the_other_with_one_hop_to_wait_for(one: Bundl
 
 @pytest.fixture(scope="module")
 def longest() -> Processor:
-    return prepared(join(*ENSEMBLES["bank128 with bank then bank"][:2]))
+    return prepared(join(*ENSEMBLES["bank with bank256 then bank256"][:2]))
 
 
 @settings(max_examples=5)
@@ -116,13 +116,13 @@ def test_the_block_length_changes_nothing(longest: Processor, blocks: list[int])
 
 def test_many_hops_at_once_give_the_same_samples(longest: Processor) -> None:
     longest.reset()
-    many = played(join(*ENSEMBLES["bank128 with bank then bank"][:2]))
+    many = played(join(*ENSEMBLES["bank with bank256 then bank256"][:2]))
     np.testing.assert_allclose(many, render_samples(longest, QUIET), atol=1e-5)
 
 
 def test_a_change_of_style_moves_the_first_model_alone() -> None:
-    mixed, alone = prepared(join(BANK, Parts(beside=(Part(SHORT_MODEL, "choir", 0.5),)))), prepared(BANK)
-    beside = prepared(BANK128, "choir")
+    mixed, alone = prepared(join(BANK256, Parts(beside=(Part(DEFAULT_MODEL, "choir", 0.5),)))), prepared(BANK256)
+    beside = prepared(BANK, "choir")
     out: list[list[NDArray[np.float32]]] = [[], [], []]
     for hop in range(60):
         for made, processor in zip(out, (mixed, alone, beside), strict=True):
@@ -139,7 +139,7 @@ def test_a_change_of_style_moves_the_first_model_alone() -> None:
 
 @pytest.mark.parametrize("broken", ["_first", "_beside", "_then"])
 def test_a_model_that_gives_no_numbers_leaves_the_dry_signal_at_the_same_delay_and_comes_back(broken: str) -> None:
-    processor = prepared(join(*ENSEMBLES["bank128 with bank then bank"][:2]))
+    processor = prepared(join(*ENSEMBLES["bank with bank256 then bank256"][:2]))
     stream = processor.stream
     assert isinstance(stream, EnsembleStream)
     hurt = getattr(stream, broken)
@@ -162,7 +162,7 @@ def test_a_model_that_gives_no_numbers_leaves_the_dry_signal_at_the_same_delay_a
 
 
 def test_at_another_rate_it_is_the_plug_in_that_one_model_is() -> None:
-    plugin = at_rate(prepared(join(*ENSEMBLES["bank then bank"][:2]), dry_wet=0.0), 44_100)
+    plugin = at_rate(prepared(join(*ENSEMBLES["bank256 then bank256"][:2]), dry_wet=0.0), 44_100)
     plugin.prepare(44_100, 4096, 1)
     audio = np.zeros((1, 4096), np.float32)
     audio[0, 100] = 0.5
@@ -179,9 +179,9 @@ def restyle(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProces
 def test_render_takes_the_options_and_lines_up(tmp_path: Path) -> None:
     clip, out = tmp_path / "in.wav", tmp_path / "out.wav"
     soundfile.write(clip, QUIET[0], RATE, subtype="FLOAT")
-    restyle(*("render", clip, out, "--style", "violin", "--with", "bank128", "--with-style", "choir", "--mix", "0.25"))
+    restyle(*("render", clip, out, "--style", "violin", "--with", "bank256", "--with-style", "choir", "--mix", "0.25"))
     heard = np.asarray(soundfile.read(out, dtype="float32")[0], np.float32)
-    expected = 0.75 * played(BANK) + 0.25 * played(BANK128, "choir")
+    expected = 0.75 * played(BANK) + 0.25 * played(BANK256, "choir")
     np.testing.assert_allclose(heard, expected[0], atol=1e-5)
 
 
@@ -196,13 +196,13 @@ def perform(folder: Path, *arguments: str | Path) -> str:
 def mine(tmp_path: Path) -> Path:
     """A model file of one's own."""
     path = tmp_path / "mine.onnx"
-    path.write_bytes(with_manifest(lambda manifest: manifest.update(name="mine"), SHORT_MODEL.read_bytes()))
+    path.write_bytes(with_manifest(lambda manifest: manifest.update(name="mine"), DEFAULT_MODEL.read_bytes()))
     return path
 
 
 @pytest.mark.parametrize("inference", ["worker", "deferred", "callback"])
 def test_a_recorded_ensemble_is_replayed_to_the_sample(tmp_path: Path, mine: Path, inference: str) -> None:
-    arguments = ("--then", mine, "--then-style", "choir", "--with", "bank128", "--mix", "0.4", "--inference", inference)
+    arguments = ("--then", mine, "--then-style", "choir", "--with", "bank256", "--mix", "0.4", "--inference", inference)
     said = perform(tmp_path, *arguments)
     assert f"latency {384 if inference == 'deferred' else 256} samples" in said and "hop 128 + overlap 128" in said
     result = json.loads(restyle("replay", tmp_path / "take", "--json").stdout)
@@ -218,7 +218,7 @@ def test_a_replay_finds_a_model_that_was_moved_or_says_which_is_missing(tmp_path
     error = restyle("replay", tmp_path / "take", code=1).stderr
     assert f"{mine}: a model of the show's ensemble is not there" in error and "SHA-256" in error
     restyle("replay", tmp_path / "take", "--model", moved / "first.onnx")
-    (moved / "mine.onnx").write_bytes(SHORT_MODEL.read_bytes())
+    (moved / "mine.onnx").write_bytes(DEFAULT_MODEL.read_bytes())
     restyle("replay", tmp_path / "take", "--model", moved / "first.onnx", code=1)
 
 
@@ -228,7 +228,7 @@ def test_models_that_cannot_play_together_are_named_with_the_remedy(tmp_path: Pa
             manifest["spectral"].update(spectral)
 
         path = tmp_path / name
-        path.write_bytes(with_manifest(change, SHORT_MODEL.read_bytes()))
+        path.write_bytes(with_manifest(change, DEFAULT_MODEL.read_bytes()))
         return path
 
     for path, field, words in (
@@ -248,11 +248,11 @@ def test_wrong_options_are_said_before_anything_plays(tmp_path: Path) -> None:
     common = ("render", DEMO_CLIP, tmp_path / "out.wav")
     assert "--then-style is given 1 times" in restyle(*common, "--then-style", "choir", code=2).stderr
     assert "--with MODEL" in restyle(*common, "--mix", "0.5", code=2).stderr
-    assert "did you mean choir" in restyle(*common, "--with", "bank128", "--with-style", "chior", code=1).stderr
+    assert "did you mean choir" in restyle(*common, "--with", "bank256", "--with-style", "chior", code=1).stderr
     assert "there is no such file" in restyle(*common, "--then", tmp_path / "none.onnx", code=1).stderr
     assert not (tmp_path / "out.wav").exists()
 
 
 def test_shares_add_up_to_one_at_most() -> None:
     with pytest.raises(ValueError, match="more than one"):
-        Parts(beside=(Part(SHORT_MODEL, None, 0.7), Part(SHORT_MODEL, None, 0.7)))
+        Parts(beside=(Part(DEFAULT_MODEL, None, 0.7), Part(DEFAULT_MODEL, None, 0.7)))
