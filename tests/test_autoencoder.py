@@ -58,7 +58,8 @@ def harmonic(hz: float, hops: int, falling: float, level: float = 0.1) -> torch.
     """[1, hops*hop]: a steady tone whose partial k has amplitude k^-falling."""
     time_s = torch.arange(hops * HOP, dtype=torch.float64) / RATE
     orders = [k for k in range(1, 40) if k * hz < 0.45 * RATE]
-    return (level * sum(k**-falling * torch.sin(2 * np.pi * k * hz * time_s + k) for k in orders))[None].float()
+    partials = [k**-falling * torch.sin(2 * np.pi * k * hz * time_s + k) for k in orders]
+    return level * torch.stack(partials).sum(dim=0)[None].float()
 
 
 def encoded(model: Autoencoder, audio: torch.Tensor) -> Any:
