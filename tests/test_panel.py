@@ -21,6 +21,7 @@ OWN = {"hop": 128}
 def performance(ready: dict[str, Any]) -> Any:
     return SimpleNamespace(
         manifest=SimpleNamespace(spectral=SPEC, name="first [take]"),
+        bundle=SimpleNamespace(title="first [take]"),
         ready=ready,
         midi_names=["pad [1]"],
         sample_rate=48_000,

@@ -134,7 +134,10 @@ def test_a_model_that_fails_renders_dry_and_says_so(
     result = render_file(bundle, write(tmp_path / "in.wav", audio), tmp_path / "out.wav", performer(bundle))
     assert result.bad_output_hops >= 24_000 / HOP and result.fault == "RuntimeError: no memory left"
     out, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
-    np.testing.assert_allclose(out, audio[0], atol=2**-22)
+    # Of a model that never answered, the first step of dry is joined to the silence before it.
+    joined = STEADY_HOPS_PER_STEP * HOP
+    np.testing.assert_allclose(out[joined:], audio[0, joined:], atol=2**-22)
+    assert np.abs(np.diff(out[:joined])).max() <= 1.1 * np.abs(np.diff(audio[0, :joined])).max()
 
 
 def test_plans(tmp_path: Path) -> None:
