@@ -180,7 +180,7 @@ def info(
             f"{spec.synthesis_window_samples}; latency {manifest.latency_samples} samples "
             f"({1e3 * manifest.latency_samples / spec.sample_rate:.2f} ms); {manifest.weight_count:,} weights"
         )
-        made = manifest.kind == "transfer"  # a recogniser has no sound of its own
+        made = manifest.kind in ("transfer", "generate")  # a recogniser has no sound of its own
         table = Table("style", "label", "MIDI program", *(["loudness LUFS"] if made else []))
         for style in manifest.styles:
             loudness = [f"{style.loudness_lufs:.1f}"] if made else []
@@ -233,6 +233,13 @@ def live(
             metavar="MODEL", help="Show which style goes in and which comes out: a recogniser's file, or 'shipped'."
         ),
     ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="With a model that makes sound of noise: which.")] = 0,
+    intensity: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="With such a model: how loud it plays at first.")
+    ] = None,
+    drone: Annotated[
+        bool, typer.Option("--drone", help="With such a model: sound all the time, not only while a note is held.")
+    ] = False,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time; default: at Ctrl-C.")] = None,
 ) -> None:
     """Perform: audio in, restyled audio out, MIDI in command. Ctrl-C ends.
@@ -270,6 +277,9 @@ def live(
             inference=inference,
             patience_ms=patience,
             recognise=recogniser_file(recognise) if recognise else None,
+            seed=seed,
+            intensity=intensity,
+            drone=drone,
         )
         try:
             _perform(Performance(settings), console, seconds)

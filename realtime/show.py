@@ -39,7 +39,7 @@ EVENT_HEAD = 2
 class ShowHeading:
     """The first entry of ``show.jsonl``: what is needed to play the show again.
 
-    ``deferred_hops``: how many hops later than usual the graph's answers were taken.
+    ``deferred_hops``: how many hops later than usual the graph's answers were taken. ``seed``: of the noise.
     """
 
     show_format: int
@@ -50,6 +50,7 @@ class ShowHeading:
     channels: int
     deferred_hops: int
     started: str
+    seed: int = 0
 
 
 def holds_recording(folder: Path) -> bool:

@@ -37,7 +37,9 @@ class CheckpointError(RuntimeError):
 class TrainedModel:
     """What export needs. ``style_vectors`` [styles, style_dim] in the order of ``recipe.style``."""
 
-    generator: Generator | SpectrumGenerator | NoisePlayer  # in evaluation mode, on the CPU; averaged weights where the run averaged
+    generator: (
+        Generator | SpectrumGenerator | NoisePlayer
+    )  # in evaluation mode, on the CPU; averaged weights where the run averaged
     encoder: StyleEncoder | None  # likewise, if the run trained one
     style_vectors: Tensor
     recipe: Recipe

@@ -452,7 +452,9 @@ class Recipe:
         if not self.adversary.weight:
             raise ValueError("adversary.weight: the objective 'generate' needs a critic; set it above zero")
         if (self.model.body, self.model.answer) != ("lstm", "gains"):
-            raise ValueError("model.body, model.answer: the objective 'generate' plays by an LSTM and gains: set 'lstm', 'gains'")
+            raise ValueError(
+                "model.body, model.answer: the objective 'generate' plays by an LSTM and gains: set 'lstm', 'gains'"
+            )
         if self.encoder.share or self.phrases.minutes_per_style or self.loss.steadiness:
             raise ValueError(
                 "encoder.share, phrases.minutes_per_style, loss.steadiness: the objective 'generate' hears no input "

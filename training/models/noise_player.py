@@ -1,7 +1,7 @@
 """Sound out of noise: an LSTM that hears a few random numbers per hop and plays an instrument of its own with them.
 
-What comes in are random signs times a level. Signs are white noise of exactly known level: sums of a hop's signs are the
-random numbers, the signs themselves the breath and the strokes, and the level is how loud it plays. Nothing in is
+What comes in are random signs times a level. Signs are white noise of exactly known level: sums of a hop's signs are
+the random numbers, the signs themselves the breath and the strokes, and the level is how loud it plays. Nothing in is
 nothing out. Two voices and the noise are filtered with gains that the LSTM sets every hop and a style vector steers.
 
 An LSTM that makes music from random numbers, against a discriminator: Mogren, "C-RNN-GAN", 2016. Harmonic and noise
@@ -124,7 +124,7 @@ class NoisePlayer(nn.Module):
         return self.choose(style)
 
     def forward(self, audio: Tensor, style: Tensor, state: NoisePlayerState) -> tuple[Tensor, NoisePlayerState]:
-        """audio [batch, n*hop], random signs times a level in 0..1; style [batch, style_dim] -> audio [batch, n*hop]."""
+        """audio [batch, n*hop], signs times a level in 0..1; style [batch, style_dim] -> audio [batch, n*hop]."""
         hop = self.spec.hop_samples
         hops, batch = whole_hops(audio.shape[-1], hop, "NoisePlayer"), audio.shape[0]
         blocks = audio.reshape(batch, hops, hop)
@@ -137,9 +137,9 @@ class NoisePlayer(nn.Module):
 
         fresh = fresh.reshape(batch, hops, VOICES, KEPT).transpose(1, 2)
         kept, age = self._hold(fresh, struck, style, state)
-        turns, sharpness, mean, gain = (
-            nn.functional.embedding(kept[..., KEPT].long(), self.notes)[:, :, :, None].unbind(dim=4)
-        )  # each [batch, voices, n, 1]
+        turns, sharpness, mean, gain = nn.functional.embedding(kept[..., KEPT].long(), self.notes)[
+            :, :, :, None
+        ].unbind(dim=4)  # each [batch, voices, n, 1]
         gains, bend, body = self._decide(wandering, level, struck, kept, age, style, state)
 
         turned = state.phase.double()[:, :, None] + turns[..., 0].double().cumsum(dim=2)

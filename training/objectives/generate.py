@@ -42,14 +42,14 @@ def noise_excerpt(rows: int, hops: int, rest_chance: float, hop_seconds: float, 
 
 
 def mel_statistics(mel: Tensor) -> Tensor:
-    """Log mel bands [batch, 1, bands, frames] -> each band's mean, spread and mean change over time [batch, 3*bands]."""
+    """Log mel bands [batch, 1, bands, frames] -> mean, spread and mean change of each over time [batch, 3*bands]."""
     mel = mel[:, 0]
     change = (mel[:, :, 1:] - mel[:, :, :-1]).abs().mean(dim=2)
     return torch.cat([mel.mean(dim=2), mel.std(dim=2), 2.0 * change], dim=1)
 
 
 def note_loss(scores: Tensor, audio: Tensor, sample_rate: int) -> Tensor:
-    """Cross entropy of scores [batch, NOTES] against the notes that recordings [batch, samples] clearly play: a number."""
+    """Cross entropy of scores [batch, NOTES] against the notes that recordings [batch, samples] clearly play."""
     period, _, weight = clear_periods(audio, sample_rate)
     hertz = sample_rate / (period + round(sample_rate / HIGHEST_PITCH_HZ)).float()
     note = (69.0 + 12.0 * torch.log2(hertz / 440.0)).round().long() - LOWEST_NOTE
