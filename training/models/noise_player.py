@@ -72,6 +72,17 @@ def note_table(spec: SpectralSpec) -> np.ndarray:
     return np.stack([turns, sharpness, mean, (i0e(2.0 * sharpness) - mean**2) ** -0.5], axis=1)
 
 
+def last_strike(struck: Tensor) -> Tensor:
+    """Zeros and ones [batch, voices, n] -> the place of the last one at or before each [batch, voices, n]; -1: none."""
+    at = torch.arange(struck.shape[2], dtype=struck.dtype, device=struck.device)
+    if not torch.onnx.is_in_onnx_export():
+        return torch.where(struck > 0.0, at, -1.0).cummax(dim=2).values
+    # ONNX has no running maximum: the last one is that with as many ones up to it. Square in n, which is then small.
+    count = struck.cumsum(dim=2)
+    here = (count[:, :, :, None] == count[:, :, None]).to(struck.dtype) * struck[:, :, None]
+    return (here * (at + 1.0)).sum(dim=3) - 1.0
+
+
 class NoisePlayer(nn.Module):
     """Random signs times a level and a style vector in, sound out, without delay; see the module's text."""
 
@@ -161,20 +172,15 @@ class NoisePlayer(nn.Module):
 
     def _hold(self, fresh: Tensor, struck: Tensor, style: Tensor, state: NoisePlayerState) -> tuple[Tensor, Tensor]:
         """Random numbers [batch, voices, n, KEPT], strikes [batch, voices, n] -> what each voice's note keeps [batch,
-        voices, n, KEPT + 1] and its age [batch, voices, n].
-
-        Without a loop: the last strike at or before a hop is the one that has as many strikes up to it.
-        """
+        voices, n, KEPT + 1] and its age [batch, voices, n]."""
         likely = torch.softmax(self.note_scores(style), dim=1).cumsum(dim=1)
         share = 0.5 + 0.5 * torch.erf(fresh[..., :1] * 0.5**0.5)  # uniform, for the inverse of the distribution
         note = (share > likely[:, None, None, :-1]).to(fresh.dtype).sum(dim=3, keepdim=True)
         at = torch.arange(fresh.shape[2], dtype=fresh.dtype, device=fresh.device)
-        count = struck.cumsum(dim=2)
-        here = (count[:, :, :, None] == count[:, :, None]).to(fresh.dtype) * struck[:, :, None]
-        last = (here * at).sum(dim=3)
+        last = last_strike(struck)
         values = torch.cat([fresh, note], dim=3)
-        held = values.gather(2, last.long()[..., None].expand_as(values))
-        none = count == 0.0
+        held = values.gather(2, last.clamp_min(0.0).long()[..., None].expand_as(values))
+        none = last < 0.0
         kept = torch.where(none[..., None], state.kept[:, :, None], held)
         age = torch.where(none, state.age[:, :, None] + 1.0 + at, at - last)
         return kept, age.clamp_max(LONGEST_AGE_HOPS)
