@@ -19,13 +19,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from training.augment import Pair, make_pair, make_true_pair, steady_tones
-from training.checkpoint import Beginning, CheckpointError
+from training.checkpoint import Beginning, CheckpointError, new_generator
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
 from training.models import recogniser
 from training.models.classifier import StyleClassifier
 from training.models.critic import Critic, critic_loss
 from training.models.encoder import StyleEncoder
-from training.models.generator import SpectrumGenerator, make_generator
+from training.models.generator import SpectrumGenerator
 from training.models.recogniser import Recogniser
 from training.objectives.judges import AUDIBLE_RMS, Hearing, hear_judges
 from training.objectives.objective import Objective, learning_rate_factor
@@ -95,7 +95,7 @@ class RestoreObjective(Objective):
     def __init__(self, recipe: Recipe, card: dict[str, Any]) -> None:
         """``card``: plain values for the model card that the recipe does not know (splits, hashes)."""
         super().__init__(recipe, card)
-        self.generator = make_generator(recipe.spectral, recipe.model)
+        self.generator = new_generator(recipe)
         self.styles = nn.Embedding(len(recipe.style), recipe.model.style_dim)  # starts as normal, variance 1
         rate = recipe.spectral.sample_rate
         if recipe.encoder.share:
