@@ -26,6 +26,7 @@ from training.models.classifier import StyleClassifier
 from training.models.critic import Critic, critic_loss
 from training.models.encoder import StyleEncoder
 from training.models.generator import SpectrumGenerator
+from training.models.noise_player import NoisePlayer
 from training.models.recogniser import Recogniser
 from training.objectives.judges import AUDIBLE_RMS, Hearing, hear_judges
 from training.objectives.objective import Objective, learning_rate_factor
@@ -279,7 +280,7 @@ class RestoreObjective(Objective):
     def unsteadiness(self, vectors: Tensor, seed: int) -> Tensor:
         """How far gains stray from their mean, in natural log units, while tones in these styles stand still."""
         generator, rate = self.generator, self.recipe.spectral.sample_rate
-        assert not isinstance(generator, SpectrumGenerator), (
+        assert not isinstance(generator, SpectrumGenerator | NoisePlayer), (
             "the recipe asks for steady gains of a generator that has none"
         )
         random = torch.Generator(device=vectors.device).manual_seed(seed)
