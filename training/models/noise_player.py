@@ -43,6 +43,7 @@ DECAYS_HOPS = (8.0, 40.0, 200.0)  # how a note's age is told
 LONGEST_AGE_HOPS = 4096.0
 LEAST_LEVEL = 1e-5  # below it is silence
 PULSE_WIDTH_HZ = 4000.0  # at which the partials of a voice have fallen by 4.3 dB
+MOST_SHARPNESS = 2000.0  # below 90 Hz, so that rounding stays small on the slopes of a pulse
 PHASE_STEPS = 2**16  # to a turn: phases are added up without rounding, so after hours they are still exact
 BEND_TURNS = 0.2
 
@@ -62,12 +63,13 @@ class NoisePlayerState:
 def note_table(spec: SpectralSpec) -> np.ndarray:
     """[notes, (turns per hop, sharpness, mean, gain)] of pulses exp(sharpness * (cos - 1)) at the notes' pitches.
 
-    Sharpness grows with the period, so that all notes have one spectral envelope, a bell of PULSE_WIDTH_HZ, and none
-    has partials above half the sample rate; mean and gain bring them to zero mean and unit power (von Mises).
+    Sharpness grows with the period, so that all but the lowest notes have one spectral envelope, a bell of
+    PULSE_WIDTH_HZ, and none has partials above half the sample rate; mean and gain bring them to zero mean and unit
+    power (von Mises).
     """
     hertz = 440.0 * 2.0 ** ((LOWEST_NOTE + np.arange(NOTES) - 69) / 12.0)
     turns = np.round(hertz * spec.hop_seconds * PHASE_STEPS) / PHASE_STEPS
-    sharpness = np.square(PULSE_WIDTH_HZ / hertz)
+    sharpness = np.minimum(np.square(PULSE_WIDTH_HZ / hertz), MOST_SHARPNESS)
     mean = i0e(sharpness)
     return np.stack([turns, sharpness, mean, (i0e(2.0 * sharpness) - mean**2) ** -0.5], axis=1)
 
@@ -158,7 +160,9 @@ class NoisePlayer(nn.Module):
         phase = torch.cat([state.phase[:, :, None], ends], dim=2)[:, :, :-1, None]
         bends = torch.cat([state.bend[:, None], bend], dim=1)  # [batch, n + 1, voices]
         ahead = torch.matmul(neighbours(bends, hops).permute(0, 3, 1, 2), self.fade)  # [batch, voices, n, hop]
-        half_turn = math.pi * (phase + turns * self.fade[1] + ahead)
+        place = phase + turns * self.fade[1]
+        # Near a pulse, where rounding would be heard, numbers are small.
+        half_turn = math.pi * (place - place.round() + ahead)
         pulses = (torch.exp(-2.0 * sharpness * torch.sin(half_turn).square()) - mean) * gain
         voices = pulses.flatten(2) * audio.abs()[:, None]
 
