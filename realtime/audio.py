@@ -166,7 +166,8 @@ def device_names(source: Device, sink: Device) -> str:
     return f"'{source.name}'" if source.index == sink.index else f"'{source.name}' and '{sink.name}'"
 
 
-DuplexCallback = Callable[[NDArray[np.float32] | None, NDArray[np.float32], int, Any, Any], None]
+DuplexCallback = Callable[[Any, NDArray[np.float32], int, Any, Any], None]
+"""What came in [frames, inputs], or None without a source; what goes out [frames, outputs]; frames; moment; status."""
 
 
 def open_duplex(

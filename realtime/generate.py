@@ -62,26 +62,26 @@ class Generation:
         check_generates(bundle)
         self.sample_rate = rate = bundle.manifest.spectral.sample_rate
         steps = 1 if events else STEADY_HOPS_PER_STEP
-        self._processor = Processor(bundle, provider, hops_per_step=steps, seed=seed)
-        self._processor.controls = performer.controls()
-        self._processor.prepare(rate, BLOCK, channels)
+        self.processor = Processor(bundle, provider, hops_per_step=steps, seed=seed)
+        self.processor.controls = performer.controls()
+        self.processor.prepare(rate, BLOCK, channels)
         self._performer, self._map = performer, midi_map or MidiMap()
         self._events = [(round(seconds * rate), data) for seconds, data in events or []]
 
     @property
     def meters(self) -> Meters:
         """The engine's."""
-        return self._processor.meters
+        return self.processor.meters
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """[channels, n] each, for ever. Ask once."""
-        silence = np.zeros((self._processor.channels, BLOCK), np.float32)
+        silence = np.zeros((self.processor.channels, BLOCK), np.float32)
 
         def endless() -> Iterator[NDArray[np.float32]]:
             while True:
                 yield silence
 
-        return through(self._processor, endless(), self._performer, self._events, self._map)
+        return through(self.processor, endless(), self._performer, self._events, self._map)
 
 
 def generate_file(
@@ -91,7 +91,7 @@ def generate_file(
 
     ``progress`` is told (frames done, in all).
     """
-    processor = generation._processor
+    processor = generation.processor
     with AudioWriter(target, generation.sample_rate, processor.channels) as writer:
         for block in generation.blocks():
             writer.write(block[:, : frames - writer.frames])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import mido
@@ -23,6 +24,7 @@ from realtime.generate import Generation
 from realtime.midi import MidiMap
 from realtime.noise import SeededNoise
 from realtime.processor import FADE_HOPS, Processor
+from realtime.render import BLOCK
 from realtime.replay import read_show, replay
 from tests.sources import write_source
 
@@ -192,8 +194,16 @@ def test_a_midi_file_plays_it(bundle: Bundle, tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_length(bundle: Bundle) -> None:
     generation = Generation(bundle, Performer(bundle.manifest))
     blocks = generation.blocks()
-    frames = sum(next(blocks).shape[1] for _ in range(40))
-    assert frames > 6 * RATE and generation.meters.hops == frames // 128 + 16
+    tracemalloc.start()
+    try:
+        peaks: list[int] = []
+        for count in (5, 60):
+            tracemalloc.reset_peak()
+            assert sum(next(blocks).shape[1] for _ in range(count)) > 0.9 * count * BLOCK
+            peaks.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] + 100_000
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import Tensor  # noqa: E402
+
 from realtime.spectral import SpectralSpec  # noqa: E402
 from tests.streaming_contract import Streaming, assert_streaming_contract  # noqa: E402
 from training.models.generator import GeneratorConfig  # noqa: E402
@@ -22,7 +24,7 @@ def player() -> NoisePlayer:
     return NoisePlayer(SPEC, GeneratorConfig(style_dim=4, band_count=12, hidden=16)).eval()
 
 
-def signs(rows: int, hops: int, seed: int = 0) -> torch.Tensor:
+def signs(rows: int, hops: int, seed: int = 0) -> Tensor:
     random = torch.Generator().manual_seed(seed)
     return 2.0 * torch.randint(2, (rows, hops * HOP), generator=random) - 1.0
 
