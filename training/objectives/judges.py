@@ -37,6 +37,24 @@ class Fakes(NamedTuple):
     style: Tensor
 
 
+def _audible(audio: Tensor) -> Tensor:
+    """Which rows [batch, samples] are loud enough to tell a judge something: [batch]."""
+    return audio.square().mean(dim=1).sqrt() > AUDIBLE_RMS
+
+
+def critic_lesson(
+    critic: Critic, config: AdversaryConfig, heard: Hearing, fakes: Fakes | None = None
+) -> tuple[Tensor, Verdict]:
+    """What the critic loses on what is heard, one value per row [batch], and what it says of the recordings.
+
+    ``fakes`` as for ``hear_judges``.
+    """
+    fakes = fakes or Fakes(heard.made.detach(), heard.style)
+    verdict = critic(heard.real)
+    learning = critic_loss(verdict, heard.real_style, critic(fakes.audio), fakes.style, config.loss)
+    return learning * (_audible(heard.real) & _audible(heard.made.detach())), verdict
+
+
 def hear_judges(
     critic: Critic,
     classifier: StyleClassifier | None,
@@ -49,15 +67,13 @@ def hear_judges(
 
     ``fakes``, as many rows as are heard, are what the critic learns from in place of what was made just now.
     """
-    fakes = fakes or Fakes(heard.made.detach(), heard.style)
     made, real = heard.made, heard.real
-    real_heard, made_heard = (audio.square().mean(dim=1).sqrt() > AUDIBLE_RMS for audio in (real, made.detach()))
+    real_heard, made_heard = _audible(real), _audible(made.detach())
     both = real_heard & made_heard
-    verdict = critic(real)
-    learning = critic_loss(verdict, heard.real_style, critic(fakes.audio), fakes.style, config.loss)
+    learning, verdict = critic_lesson(critic, config, heard, fakes)
     judged: Verdict = _frozen(critic, made)
     deceiving = deception_loss(judged, heard.style, config.loss)
-    total = (learning * both).mean() + config.weight * (deceiving * made_heard).mean()
+    total = learning.mean() + config.weight * (deceiving * made_heard).mean()
     values = {"critic": learning[both].mean(), "deception": deceiving[made_heard].mean()} if both.any() else {}
     if config.feature_weight:
         features = feature_loss(judged, verdict)

@@ -23,11 +23,11 @@ from training.checkpoint import Beginning, CheckpointError
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
 from training.models import recogniser
 from training.models.classifier import StyleClassifier
-from training.models.critic import Critic, critic_loss
+from training.models.critic import Critic
 from training.models.encoder import StyleEncoder
 from training.models.generator import SpectrumGenerator, make_generator
 from training.models.recogniser import Recogniser
-from training.objectives.judges import AUDIBLE_RMS, Hearing, hear_judges
+from training.objectives.judges import Hearing, critic_lesson, hear_judges
 from training.objectives.objective import Objective, learning_rate_factor
 from training.recipe import Recipe
 
@@ -212,13 +212,16 @@ class RestoreObjective(Objective):
         style, crossed, told_by = self._crossed(batch.style, random)
         vectors, anchor = self._style_vectors(batch.raw, batch.style, style, told_by)
         heard = self._heard_on_stage(pair, crossed, random)
-        if self.critic_leads:
-            return self._critic_alone(heard, vectors, Hearing(heard, pair.target, style, batch.style, crossed), state)
-        answer, state = self.restore(heard, vectors, state=state)
+        with torch.set_grad_enabled(not self.critic_leads):
+            answer, state = self.restore(heard, vectors, state=state)
         assert self._excerpt is not None
         self._excerpt = dataclasses.replace(self._excerpt, state=detached(state))
+        made = answer.float()
+        hearing = Hearing(made, pair.target[:, : made.shape[1]], style, batch.style, crossed)
+        if self.critic_leads:
+            return self._critic_alone(hearing)
         result = self.restoration_loss(answer[~crossed], pair.target[~crossed], self._fft_sizes(random))
-        made, played, rate = answer.float(), heard[:, : answer.shape[1]], self.recipe.spectral.sample_rate
+        played, rate = heard[:, : answer.shape[1]], self.recipe.spectral.sample_rate
         kept = level_l1(made, played, rate)
         total = (result.total.sum() + (kept * crossed).sum()) / len(style) + anchor
         if self.recipe.loss.pitch:
@@ -236,13 +239,7 @@ class RestoreObjective(Objective):
         values = {"loss": result.total.mean()} | {name: value.mean() for name, value in result.terms.items()}
         if self.criticising:
             classifier = self.classifier if self.recipe.adversary.style_weight else None
-            judged, said = hear_judges(
-                self.critic,
-                classifier,
-                self.recipe.adversary,
-                Hearing(made, pair.target[:, : made.shape[1]], style, batch.style, crossed),
-                batch.seed + 2,
-            )
+            judged, said = hear_judges(self.critic, classifier, self.recipe.adversary, hearing, batch.seed + 2)
             total, values = total + judged, values | said
         elif self.trainer.world_size > 1:
             total = total + self._untouched()
@@ -251,21 +248,12 @@ class RestoreObjective(Objective):
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=size)
         return total
 
-    def _critic_alone(self, heard: Tensor, vectors: Tensor, hearing: Hearing, state: Any) -> Tensor:
-        """The critic's loss alone, on what the generator makes of ``heard`` as it stands."""
-        with torch.no_grad():
-            answer, state = self.restore(heard, vectors, state=state)
-        assert self._excerpt is not None
-        self._excerpt = dataclasses.replace(self._excerpt, state=detached(state))
-        made, real = answer.float(), hearing.real[:, : answer.shape[1]]
-        audible = (real.square().mean(dim=1).sqrt() > AUDIBLE_RMS) & (made.square().mean(dim=1).sqrt() > AUDIBLE_RMS)
-        learning = critic_loss(
-            self.critic(real), hearing.real_style, self.critic(made), hearing.style, self.recipe.adversary.loss
-        )
-        total = (learning * audible).mean()
+    def _critic_alone(self, hearing: Hearing) -> Tensor:
+        """The critic's loss alone, on what the generator made as it stands."""
+        total = critic_lesson(self.critic, self.recipe.adversary, hearing)[0].mean()
         if self.trainer.world_size > 1:  # processes that wait for the other weights would hang
             total = total + torch.stack([0.0 * p.sum() for p in self.parameters() if p.requires_grad]).sum()
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(heard))
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(hearing.style))
         return total
 
     def _heard_on_stage(self, pair: Pair, crossed: Tensor, random: torch.Generator) -> Tensor:
@@ -388,10 +376,11 @@ class RestoreObjective(Objective):
         wanted = self._other(batch.style.cpu(), torch.Generator().manual_seed(batch.seed)).to(batch.style.device)
         vectors = (self.average_styles if self.averaging else self.styles)(wanted)
         answer, _ = self.restore(played, vectors, averaged=self.averaging)
-        excerpts = soxr.resample(answer.float().cpu().numpy().T, rate, recogniser.SAMPLE_RATE).T
+        made = soxr.resample(answer.float().cpu().numpy().T, rate, recogniser.SAMPLE_RATE).T
         # One second is told less surely than three: it is repeated.
-        repeated = np.resize(np.tile(excerpts, (1, 4)).T, (recogniser.EXCERPT_SAMPLES, len(excerpts))).T
-        shares = self.witness.judge(np.ascontiguousarray(repeated, dtype=np.float32)).shares
+        missing = max(0, recogniser.EXCERPT_SAMPLES - made.shape[1])
+        excerpts = np.pad(made, ((0, 0), (0, missing)), mode="wrap")[:, : recogniser.EXCERPT_SAMPLES]
+        shares = self.witness.judge(np.ascontiguousarray(excerpts, dtype=np.float32)).shares
         ids = [self.witness.styles.index(self.recipe.style[row].id) for row in wanted.tolist()]
         return torch.from_numpy((shares.argmax(axis=1) == np.array(ids)).astype(np.float32))
 
