@@ -38,9 +38,8 @@ class CheckpointError(RuntimeError):
 class TrainedModel:
     """What export needs. ``style_vectors`` [styles, style_dim] in the order of ``recipe.style``."""
 
-    generator: (
-        Generator | SpectrumGenerator | Autoencoder
-    )  # in evaluation mode, on the CPU; averaged weights where the run averaged
+    # In evaluation mode, on the CPU; averaged weights where the run averaged.
+    generator: Generator | SpectrumGenerator | Autoencoder
     encoder: StyleEncoder | None  # likewise, if the run trained one
     critic: Ratings | None  # of a model with noise, as it stood at the end
     style_vectors: Tensor

@@ -269,9 +269,6 @@ def measure(
     """All figures of one output [samples] and of what sounded after it [samples], both at ``sample_rate``."""
     tracked = _at_rate(out, sample_rate, measures.TRACK_RATE)
     excerpts = cut_excerpts(_at_rate(out, sample_rate, SAMPLE_RATE))[item.loud]
-    judgement = recogniser.judge(excerpts)
-    silent = np.abs(excerpts).max(axis=1) < 1e-4
-    judgement.shares[silent] = 0.0  # nothing was heard, so nothing was recognised
     return Measured(
         measures.pitch_kept(item.pitch, tracked) if item.pitch.pitched else math.nan,
         measures.onset_f1(item.onsets_s, measures.onsets_s(tracked)),
@@ -281,9 +278,16 @@ def measure(
         measures.added_clicks(item.audio, out, sample_rate),
         measures.peak_dbfs(after),
         loudness_lufs(out, sample_rate),
-        judgement,
+        _judged(recogniser, excerpts),
         len(out) / sample_rate,
     )
+
+
+def _judged(recogniser: Recogniser, excerpts: NDArray[np.float32]) -> Judgement:
+    """What the recogniser makes of excerpts [count, samples]; shares of zero where nothing is heard."""
+    judgement = recogniser.judge(excerpts)
+    judgement.shares[np.abs(excerpts).max(axis=1) < 1e-4] = 0.0
+    return judgement
 
 
 def evaluate(
@@ -373,7 +377,7 @@ def evaluate(
                     "voiced_share": item.pitch.voiced_share,
                     "pitch_agreement": item.pitch.agreement,
                     "onsets": len(item.onsets_s),
-                    "heard_as": recogniser.styles[int(_taken_for(row, len(recogniser.styles)).argmax())],
+                    "heard_as": recogniser.styles[int(_taken_for(row.judgement, len(recogniser.styles)).argmax())],
                 }
             )
             for item, row in zip(items, next(iter(systems[UNCHANGED].values())), strict=True)
@@ -442,10 +446,7 @@ def _reconstruction(
     if not len(reals):
         return {**values, "style_accuracy": None, "style_accuracy_unchanged": None, "log_mel_distance_db": None}
     number = recogniser.styles.index(style)
-    right = [
-        float(((recogniser.judge(group).shares.argmax(axis=1) == number) & (np.abs(group).max(axis=1) >= 1e-4)).mean())
-        for group in (mades, reals)
-    ]
+    right = [_accuracy(_judged(recogniser, group), number) for group in (mades, reals)]
     return {
         **values,
         "style_accuracy": _rounded(right[0]),
@@ -591,13 +592,13 @@ def _summarise(
         distance, before = (_distance(some, real[style]) for some in (group, unchanged[style]))
         level = _mean(row.loudness_lufs - middle for row, middle in zip(group, middles, strict=True))
         styles[style] = {
-            **_averages(group, [_accuracy(row, numbers[style]) for row in group]),
+            **_averages(group, [_accuracy(row.judgement, numbers[style]) for row in group]),
             "frechet_distance": _rounded(distance),
             "frechet_ratio": _rounded(distance / before),
             "hop_buzz_tone_db": _rounded(tones[style]) if style in tones else None,
             "level_difference_lu": level,
         }
-        heard = [_taken_for(row, len(recogniser.styles)) for row in group]
+        heard = [_taken_for(row.judgement, len(recogniser.styles)) for row in group]
         taken_for[style] = dict(zip(recogniser.styles, np.round(np.mean(heard, axis=0), 4).tolist(), strict=True))
     spreads = [_spread([group[i].loudness_lufs for group in rows.values()]) for i in range(len(items))]
     worst = {"hop_buzz_worst_db", "silence_peak_dbfs"}
@@ -615,7 +616,7 @@ def _summarise(
             item.name: {
                 **_averages(
                     [group[i] for group in rows.values()],
-                    [_accuracy(group[i], numbers[style]) for style, group in rows.items()],
+                    [_accuracy(group[i].judgement, numbers[style]) for style, group in rows.items()],
                 ),
                 "level_spread_lu": _rounded(spreads[i]),
             }
@@ -650,15 +651,15 @@ def _averages(group: Sequence[Measured], accuracies: Sequence[float]) -> dict[st
     }
 
 
-def _taken_for(row: Measured, classes: int) -> NDArray[np.float64]:
+def _taken_for(judgement: Judgement, classes: int) -> NDArray[np.float64]:
     """Share of excerpts taken for each class [classes]; silent ones are taken for none."""
-    shares = row.judgement.shares
+    shares = judgement.shares
     heard = shares.sum(axis=1) > 0.0
     return np.bincount(shares.argmax(axis=1)[heard], minlength=classes) / len(shares)
 
 
-def _accuracy(row: Measured, number: int) -> float:
-    return float(_taken_for(row, row.judgement.shares.shape[1])[number])
+def _accuracy(judgement: Judgement, number: int) -> float:
+    return float(_taken_for(judgement, judgement.shares.shape[1])[number])
 
 
 def _spread(values: Sequence[float]) -> float:

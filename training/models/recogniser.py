@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 from torch import Tensor, nn
 
-from training.library import Recording
+from training.library import Recording, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -332,10 +331,5 @@ def load_or_train(
         log.debug("no usable recogniser at %s: %s", path, error)
     recogniser = train_recogniser(recordings, config, progress)
     accuracy = {style: list(asdict(value).values()) for style, value in recogniser.accuracy.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save({"weights": recogniser.net.state_dict(), "accuracy": accuracy}, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, lambda file: torch.save({"weights": recogniser.net.state_dict(), "accuracy": accuracy}, file))
     return recogniser
