@@ -1,17 +1,23 @@
-"""Fixtures that several test files share. Nothing here imports torch."""
+"""Fixtures that several test files share. Nothing here imports torch before a test asks for it."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import settings
 
 from realtime.jack_server import JackServer
 
 settings.register_profile("shared machine", deadline=None)  # nothing passes or fails by being faster
 settings.load_profile("shared machine")
+
+CLIPS = Path(__file__).parent / "data"
 
 SAX_STYLE = """[[style]]
 id = "sax"
@@ -39,6 +45,28 @@ workers = 0
 fft_sizes = [256, 512]
 mel_band_counts = [16, 32]
 """
+
+
+def write_notes(folder: Path, parts: Mapping[str, int] = MappingProxyType({"sax": 3, "vibraphone": 3})) -> None:
+    """Style folders of real notes in ``folder``: each of a style's clips cut into so many parts."""
+    clips = {"sax": ("alto_sax_a3", "alto_sax_e4"), "vibraphone": ("vibraphone_418hz",)}
+    for style, count in parts.items():
+        (folder / style).mkdir()
+        for name in clips[style]:
+            audio, rate = soundfile.read(CLIPS / f"{name}.flac", dtype="float32")
+            for number, part in enumerate(np.array_split(audio, count)):
+                soundfile.write(folder / style / f"{name}{number}.flac", part, rate)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors as small as those of tests are slower on several threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from realtime.audio import demo_playing  # noqa: E402
 from realtime.bundle import Bundle, BundleError, blend_vectors, read_bundle, read_critic  # noqa: E402
 from realtime.candidates import Critic, with_noise  # noqa: E402
 from realtime.cli import app  # noqa: E402
-from tests.conftest import SAX_STYLE, tiny_recipe  # noqa: E402
+from tests.conftest import SAX_STYLE, tiny_recipe, write_notes  # noqa: E402
 from tests.test_bundle import with_manifest  # noqa: E402
 from training.checkpoint import TrainedModel, load_for_export  # noqa: E402
 from training.models.critic import Critic as TorchCritic  # noqa: E402
@@ -65,24 +64,11 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Made:
     del one_thread
     place = tmp_path_factory.mktemp("cycle")
     (place / "tiny.toml").write_text(RECIPE)
-    for style, names in {"sax": ("alto_sax_a3", "alto_sax_e4"), "vibraphone": ("vibraphone_418hz",)}.items():
-        (place / style).mkdir()
-        for name in names:
-            audio, rate = soundfile.read(CLIPS / f"{name}.flac", dtype="float32")
-            for number, part in enumerate(np.array_split(audio, 3)):
-                soundfile.write(place / style / f"{name}{number}.flac", part, rate)
+    write_notes(place)
     run = ["--out", place / "run", "--cache", place / "cache", "--accelerator", "cpu", "--devices", "1"]
     result = restyle("train", place / "tiny.toml", *run)
     assert result.exit_code == 0, result.output

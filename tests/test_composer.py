@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +46,7 @@ from training.tunes import (  # noqa: E402
 )
 
 TUNES = Path(__file__).parent / "data"
+pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = """
 name = "tiny"
 objective = "compose"
@@ -74,15 +74,6 @@ midi_program = 73
 licence = "CC-BY-4.0"
 attribution = "Ceol Rince na hEireann"
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -24,14 +22,12 @@ from export.verify import MINIMUM_HOPS, TOLERANCE, VerifyError  # noqa: E402
 from realtime.bundle import Golden, read_bundle  # noqa: E402
 from realtime.cli import app  # noqa: E402
 from realtime.recognise import Recogniser, recognise_file  # noqa: E402
-from tests.conftest import SAX_STYLE  # noqa: E402
+from tests.conftest import SAX_STYLE, write_notes  # noqa: E402
 from training.checkpoint import load_recogniser  # noqa: E402
 from training.library import load_library  # noqa: E402
 from training.models.streaming_recogniser import StreamingRecogniser  # noqa: E402
 from training.objectives.recognise import RecogniseObjective, at_speeds, fit_temperature  # noqa: E402
 from training.recipe import RecipeError, load_recipe  # noqa: E402
-
-CLIPS = Path(__file__).parent / "data"
 
 RECIPE = f"""
 name = "tiny"
@@ -92,26 +88,12 @@ def train(place: Path, *arguments: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Trained:
     """Real notes of two instruments, learned and exported with the commands."""
     del one_thread
     place = tmp_path_factory.mktemp("recognise")
     (place / "tiny.toml").write_text(RECIPE)
-    for style, names in {"sax": ("alto_sax_a3", "alto_sax_e4"), "vibraphone": ("vibraphone_418hz",)}.items():
-        (place / style).mkdir()
-        for name in names:
-            audio, rate = soundfile.read(CLIPS / f"{name}.flac", dtype="float32")
-            for number, part in enumerate(np.array_split(audio, 4 // len(names) + 1)):
-                soundfile.write(place / style / f"{name}{number}.flac", part, rate)
+    write_notes(place, {"sax": 3, "vibraphone": 5})
     result = train(place, "--json")
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,12 +28,13 @@ from typer.testing import CliRunner, Result  # noqa: E402
 
 from export.writer import card_of  # noqa: E402
 from realtime.cli import app  # noqa: E402
-from tests.conftest import SAX_STYLE, tiny_recipe  # noqa: E402
+from tests.conftest import SAX_STYLE, tiny_recipe, write_notes  # noqa: E402
 from training.augment import Pair  # noqa: E402
 from training.checkpoint import CheckpointError, load_for_export, read_checkpoint  # noqa: E402
 from training.library import ExcerptSampler, Library, load_library  # noqa: E402
 from training.models.classifier import style_loss  # noqa: E402
 from training.models.critic import critic_loss, deception_loss  # noqa: E402
+from training.models.recogniser import RecogniserConfig, train_recogniser  # noqa: E402
 from training.objectives.judges import Hearing, hear_judges  # noqa: E402
 from training.objectives.objective import TrainingError, learning_rate_factor  # noqa: E402
 from training.objectives.restore import RestoreObjective  # noqa: E402
@@ -48,6 +49,7 @@ from training.train import (  # noqa: E402
 )
 
 CLIPS = Path(__file__).parent / "data"
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECIPE = f"""{tiny_recipe(0.1)}[optimiser]
 warmup_steps = 1
@@ -87,26 +89,12 @@ app()
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with a recipe and two styles of real notes."""
     (tmp_path / "tiny.toml").write_text(RECIPE)
     (tmp_path / "program.py").write_text(PROGRAM)
-    for style, names in {"sax": ("alto_sax_a3", "alto_sax_e4"), "vibraphone": ("vibraphone_418hz",)}.items():
-        (tmp_path / style).mkdir()
-        for name in names:
-            audio, rate = soundfile.read(CLIPS / f"{name}.flac", dtype="float32")
-            for number, part in enumerate(np.array_split(audio, 3)):
-                soundfile.write(tmp_path / style / f"{name}{number}.flac", part, rate)
+    write_notes(tmp_path)
     return tmp_path
 
 
@@ -413,6 +401,23 @@ def test_a_classifier_that_learned_before_the_run_teaches_and_stays_as_it_is(pla
     stored = read_checkpoint(result.last_checkpoint)["state_dict"]
     for name, value in teachers.classifier.state_dict().items():
         assert torch.equal(stored[f"classifier.{name}"], value), name
+
+
+def test_a_witness_says_what_it_hears_and_the_best_checkpoint_is_where_it_hears_most(place: Path) -> None:
+    recipe = edited(place, ("[optimiser]", f"{PRETRAINED}[optimiser]"))
+    library = recordings(place, recipe)
+    (place / "cache").mkdir(exist_ok=True)
+    teachers = prepare_teachers(recipe, library, place / "cache", lambda *_: None)
+    assert teachers is not None
+    groups = {style.id: (*style.train, *style.validation, *style.test) for style in library.styles}
+    witness = train_recogniser(groups, RecogniserConfig(excerpts_per_style=16, passes=2, batch=8))
+    options = RunOptions(place / "run", accelerator="cpu", devices="1", progress=False)
+    result = run_training(recipe, library, options, teachers=dataclasses.replace(teachers, witness=witness))
+    assert 0.0 <= result.metrics["validation/style_recognised"] <= 1.0
+    assert result.best_checkpoint is not None
+    callbacks = read_checkpoint(result.last_checkpoint)["callbacks"]
+    guides = [state["monitor"] for state in callbacks.values() if "monitor" in state]
+    assert "validation/style_recognised" in guides and "validation_loss" not in guides
 
 
 def test_in_its_head_start_the_critic_learns_and_the_generator_stands_still(place: Path) -> None:
