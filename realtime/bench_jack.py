@@ -31,7 +31,8 @@ from realtime.bench import MeasureError, measure_processor_latency
 from realtime.bundle import Bundle, Style
 from realtime.controls import Controls, Performer, db_to_gain
 from realtime.jack_server import JackServer, jack_library
-from realtime.processor import FADE_HOPS, limit
+from realtime.limiter import limit
+from realtime.processor import FADE_HOPS
 from realtime.show import percentiles_ms
 from realtime.stream import make_session
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, BundleError, Manifest, read_bundle
 from realtime.controls import Performer, db_to_gain, level_gain_db, select_mix
-from realtime.processor import limit
+from realtime.limiter import limit
 from realtime.spectral import SpectralSpec
 
 if TYPE_CHECKING:

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Parameter
 from realtime.controls import PARAMETERS, Controls, db_to_gain, mix_controls
+from realtime.limiter import LIMITER_KNEE, limit
 from realtime.worker import LateError
 
 FADE_HOPS = 8
 TIMES_KEPT = 256
 START_HOP = -1
 """In a journal: what held before the first hop."""
-LIMITER_KNEE = 0.89
-"""Amplitude (-1 dBFS) above which the limiter bends; below it, samples pass unchanged."""
 
 
 class RateError(ValueError):
@@ -66,16 +65,6 @@ class Meters:
     def output_rms(self) -> float:
         """Root mean square of what the last hop gave."""
         return math.sqrt(self.output_energy / self.samples)
-
-
-def limit(x: NDArray[np.float32]) -> None:
-    """Bend samples above the knee smoothly towards full scale, in place; memoryless, so it adds no latency."""
-    magnitude = np.abs(x)
-    if magnitude.max() <= LIMITER_KNEE:
-        return
-    room = 1.0 - LIMITER_KNEE
-    bent = LIMITER_KNEE + room * np.tanh((magnitude - LIMITER_KNEE) / room)
-    np.copyto(x, np.copysign(bent, x), where=magnitude > LIMITER_KNEE)
 
 
 @dataclass(frozen=True)

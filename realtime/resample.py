@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from realtime.bundle import Parameter
 from realtime.controls import Controls
-from realtime.processor import LIMITER_KNEE, Meters, Processor, RateError, limit
+from realtime.limiter import LIMITER_KNEE, limit
+from realtime.processor import Meters, Processor, RateError
 
 PASSBAND_HZ = 18_000.0
 """Flat up to here. The fold of everything that is let through lies above it: a filter that also kept the last 4 kHz of

@@ -20,7 +20,7 @@ from realtime.bench import measure_algorithmic_latency, measure_processor_latenc
 from realtime.bundle import DEFAULT_MODEL, DEFAULT_RECOGNISER, DEMO_CLIP, DEMO_MIDI, LONG_MODEL
 from realtime.controls import select_mix
 from realtime.ensemble import EnsembleStream
-from realtime.processor import LIMITER_KNEE
+from realtime.limiter import LIMITER_KNEE
 from realtime.render import render_samples
 from realtime.resample import at_rate
 from tests.test_bundle import with_manifest

@@ -33,7 +33,8 @@ from training.evaluate import (
 )
 from training.measures import Audio
 from training.models import recogniser
-from training.models.generator import GeneratorConfig, make_generator
+from training.models.generator import GeneratorConfig
+from training.models.kinds import make_generator
 from training.models.recogniser import RecogniserConfig, cut_excerpts, draw_phrase, normalise, split_held_out
 from training.report import tables
 

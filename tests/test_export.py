@@ -24,7 +24,8 @@ from realtime.controls import TARGET_LOUDNESS_LUFS  # noqa: E402
 from realtime.loudness import reference_playings  # noqa: E402
 from realtime.spectral import SpectralSpec  # noqa: E402
 from realtime.stream import Stream  # noqa: E402
-from training.models.generator import Generator, GeneratorConfig, make_generator  # noqa: E402
+from training.models.generator import Generator, GeneratorConfig  # noqa: E402
+from training.models.kinds import make_generator  # noqa: E402
 
 SPEC = SpectralSpec()
 CONFIG = GeneratorConfig(style_dim=4, band_count=12, hidden=16)

@@ -32,7 +32,8 @@ from training.layers import (
     RealDft,
     band_curves,
 )
-from training.models.generator import SIGNALS, Generator, GeneratorConfig, band_matrix, make_generator
+from training.models.generator import SIGNALS, Generator, GeneratorConfig, band_matrix
+from training.models.kinds import make_generator
 
 SPEC = SpectralSpec()
 HOP = SPEC.hop_samples

@@ -16,7 +16,8 @@ from realtime.bench import measure_algorithmic_latency, measure_processor_latenc
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, LONG_MODEL, Bundle, Golden, ProviderError, read_bundle
 from realtime.controls import PARAMETERS, Controls, Performer, mix_controls
 from realtime.engine import HOP_FIELDS, METER_COUNT, Engine, EngineMeters, EngineSettings
-from realtime.processor import FADE_HOPS, LIMITER_KNEE, Processor, RateError, limit
+from realtime.limiter import LIMITER_KNEE, limit
+from realtime.processor import FADE_HOPS, Processor, RateError
 from realtime.resample import at_rate
 from realtime.ring import Mailbox, Ring
 from realtime.stream import Stream, make_session

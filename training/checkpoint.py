@@ -22,7 +22,8 @@ from training.models.autoencoder import Autoencoder
 from training.models.composer import Composer
 from training.models.critic import Critic, Ratings
 from training.models.encoder import StyleEncoder
-from training.models.generator import Generator, SpectrumGenerator, make_generator
+from training.models.generator import Generator, SpectrumGenerator
+from training.models.kinds import make_generator
 from training.models.streaming_recogniser import StreamingRecogniser
 from training.recipe import Recipe, RecipeError, recipe_from_dict
 

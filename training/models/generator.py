@@ -9,7 +9,6 @@ per signal and hop; the filtered signals add up to the output. The other one wri
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,9 +36,6 @@ from training.layers import (
 )
 from training.models.unet import BANDS_STEP as UNET_STEP
 from training.models.unet import UNet, UNetState
-
-if TYPE_CHECKING:
-    from training.models.autoencoder import Autoencoder
 
 SIGNALS = ("input", "driven", "pulses", "noise")
 FIRST_GAINS = {"input": 0.0, "driven": -4.0, "pulses": -4.0, "noise": -5.0}  # natural log, before any training
@@ -346,11 +342,3 @@ class SpectrumGenerator(ListeningBody):
         tails = torch.cat([state.tail.history, made[:, :, hop:]], dim=1)
         out = (made[:, :, :hop] + tails[:, :-1]).flatten(1)
         return out, SpectrumState(framer, body, FramerState(tails[:, -1:]))
-
-
-def make_generator(spec: SpectralSpec, config: GeneratorConfig) -> Generator | SpectrumGenerator | Autoencoder:
-    """The kind that ``config.answer`` names, untrained."""
-    from training.models.autoencoder import Autoencoder
-
-    kinds = {"gains": Generator, "spectrum": SpectrumGenerator, "autoencoder": Autoencoder}
-    return kinds[config.answer](spec, config)

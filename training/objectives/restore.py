@@ -25,7 +25,8 @@ from training.models import recogniser
 from training.models.classifier import StyleClassifier
 from training.models.critic import Critic
 from training.models.encoder import StyleEncoder
-from training.models.generator import SpectrumGenerator, make_generator
+from training.models.generator import SpectrumGenerator
+from training.models.kinds import make_generator
 from training.models.recogniser import Recogniser
 from training.objectives.judges import Hearing, critic_lesson, hear_judges
 from training.objectives.objective import Objective, learning_rate_factor
