@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _ASKED, _DONE, _RESET, _SERVING, _FAILED, _CHANNELS, _SAMPLES, _STYLE_DIM, _READY = range(9)  # the last of each slot
 _WORDS = 16
+_PROBLEM, _LOST = 1, 2  # of _FAILED: what the graph raised, or no memory of what came before
 _TEXT_BYTES = 512
 SLOTS = 2
 HANG_S = 0.5
@@ -174,6 +175,9 @@ class RemoteStream:
                 self._lost = True
                 raise LateError
         answered.acquire(False)
+        if words[_FAILED] == _LOST:  # its worker died: as when it had not answered at all
+            self._lost = True
+            raise LateError
         if words[_FAILED]:
             raise RuntimeError(bytes(self._exchange.text).rstrip(b"\0").decode("utf-8", "replace"))
         self.audio_out[:] = self._exchange.answer
@@ -221,10 +225,10 @@ def worker_process(model: Path, parts: Parts, provider: str, link: Link, slot: i
         try:
             if words[_RESET]:
                 stream.reset()
-            elif fresh:
-                raise RuntimeError("what the graph remembered is lost with its process")
-            stream.audio[:], stream.style[:] = exchange.audio, exchange.style
-            answer, fresh = stream.step(), False
+                fresh = False
+            if not fresh:
+                stream.audio[:], stream.style[:] = exchange.audio, exchange.style
+                answer = stream.step()
         except Exception as error:
             fresh, problem = True, f"{type(error).__name__}: {error}"
         if int(words[_SERVING]) != slot:
@@ -233,7 +237,8 @@ def worker_process(model: Path, parts: Parts, provider: str, link: Link, slot: i
         if problem:
             exchange.text[:] = np.frombuffer(problem.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0"), np.uint8)
         exchange.answer[:] = answer
-        words[_FAILED] = bool(problem)
+        # What the graph remembered is lost with the worker that served before, or in the step that failed.
+        words[_FAILED] = _PROBLEM if problem else _LOST if fresh else 0
         words[_DONE] = asked
         answered.release()
 

@@ -9,6 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from realtime.bundle import DEMO_CLIP
+from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
+from realtime.ensemble import ALONE
 from realtime.jack_server import JackServer
+from realtime.worker import SHORTEST_LIFE_S, LateError, RemoteStream, Workers
 from tests.test_live_jack import (
     GUITAR,
     HOP,
     LATENCY,
+    PATIENCE_S,
     RATE,
     Musician,
     Restyle,
@@ -34,6 +40,7 @@ from tests.test_live_jack import (
     program,
     restyle_live,
     rms,
+    running,
     wait_for,
 )
 
@@ -110,6 +117,43 @@ def test_without_the_graph_the_dry_signal_plays_until_another_one_serves(
     again = replay(take)
     assert again["equal"] == again["compared"] == again["frames"] == len(recorded)
     assert again["fault_hops"] == len(late)
+
+
+def test_a_hop_whose_worker_dies_is_late_however_soon_another_one_serves() -> None:
+    """And not bad output: nothing came of it."""
+    bundle = read_bundle(DEFAULT_MODEL)
+    workers = Workers(get_context("spawn"), DEFAULT_MODEL, ALONE, "cpu", bundle, channels=1)
+    try:
+        workers.start(0)
+        assert workers.await_ready() == ""
+        workers.start_spare()
+        stream = RemoteStream(bundle.manifest, workers.link)
+        stream.timeout_s = PATIENCE_S
+        stream.audio[:] = GUITAR[:HOP]
+        assert np.abs(stream.step()).max() < 1.0
+        dying = workers.pids[0]
+        assert dying is not None
+        time.sleep(SHORTEST_LIFE_S)
+        os.kill(dying, signal.SIGKILL)
+        wait_for(lambda: not running(dying), "the end of the worker")
+        with ThreadPoolExecutor() as pool:
+            hop = pool.submit(stream.step)
+            wait_for(lambda: workers.exchange.waiting is not None, "the hop")
+            events: list[str] = []
+
+            def replaced() -> bool:
+                events.extend(workers.watch())
+                return bool(events)
+
+            wait_for(replaced, "another worker")
+            assert "died" in events[0] and workers.serving == 1
+            assert isinstance(hop.exception(PATIENCE_S), LateError)
+        del hop  # its traceback keeps arrays of the shared memory
+        stream.reset()
+        assert np.isfinite(stream.step()).all()
+        stream.close()
+    finally:
+        workers.close()
 
 
 def test_an_audio_process_that_is_killed_comes_back_and_the_recording_goes_on(
