@@ -256,6 +256,7 @@ class AdversaryConfig:
     start_step: int = 0  # up to here the generator learns alone
     head_start_steps: int = 0  # from there on the critic learns alone, while the generator stands still
     pretraining_phrases: int = 0  # of each style, from which the classifier learns before the run; zero: beside it
+    classifiers: int = 1  # that learned apart and take turns in judging
     learning_rate: float = 5e-4  # of critic and classifier
 
     def __post_init__(self) -> None:
@@ -264,6 +265,7 @@ class AdversaryConfig:
             raise ValueError(f"adversary.loss: must be one of {', '.join(ADVERSARIAL_LOSSES)}, got '{self.loss}'")
         _at_least(self, at, 0, "weight", "feature_weight", "style_weight", "start_step")
         _at_least(self, at, 0, "head_start_steps", "pretraining_phrases")
+        _at_least(self, at, 1, "classifiers")
         _chances(self, at, "cross_share")
         if self.learning_rate <= 0:
             raise ValueError(f"adversary.learning_rate: must be above zero, got {self.learning_rate:g}")

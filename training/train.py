@@ -83,7 +83,8 @@ def prepare_teachers(
         return None
     pretraining = Pretraining(recipe.adversary.pretraining_phrases, seed=recipe.trainer.seed)
     splits = [(style.train, (*style.validation, *style.test)) for style in library.styles]
-    classifier, known = load_or_pretrain(splits, recipe.spectral.sample_rate, pretraining, cache, progress)
+    rate, voices = recipe.spectral.sample_rate, recipe.adversary.classifiers
+    classifier, known = load_or_pretrain(splits, rate, pretraining, cache, progress, voices)
     groups = {style.id: (*style.train, *style.validation, *style.test) for style in library.styles}
     witness = None
     if all(is_class(group) for group in groups.values()):

@@ -8,6 +8,7 @@ generator, or before it from thousands of phrases laid from recordings, and then
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -111,17 +112,34 @@ class SpectrogramClassifier(nn.Module):
 
 
 class StyleClassifier(nn.Module):
-    """All resolutions, each with an opinion of its own."""
+    """All resolutions, each with an opinion of its own, of one voice or of several that learned apart.
 
-    def __init__(self, sample_rate: int, styles: int) -> None:
+    What pleases one voice by a quirk does not please the next: of several, each resolution has one drawn each time.
+    """
+
+    def __init__(self, sample_rate: int, styles: int, voices: int = 1) -> None:
         super().__init__()
+        self.voices = voices
         self.parts = nn.ModuleList(
-            SpectrogramClassifier(sample_rate, size, bands, styles) for size, bands in RESOLUTIONS
+            SpectrogramClassifier(sample_rate, size, bands, styles)
+            for _ in range(voices)
+            for size, bands in RESOLUTIONS
         )
 
     def forward(self, audio: Tensor, random: torch.Generator) -> Tensor:
-        """audio [batch, samples] -> scores [parts, batch, styles]."""
-        return torch.stack([part(audio, random) for part in self.parts])
+        """audio [batch, samples] -> scores [resolutions, batch, styles]."""
+        count = len(RESOLUTIONS)
+        drawn = torch.randint(self.voices, (count,), generator=random, device=random.device).tolist()
+        return torch.stack([self.parts[voice * count + at](audio, random) for at, voice in enumerate(drawn)])
+
+
+def in_chorus(classifiers: Sequence[StyleClassifier], sample_rate: int, styles: int) -> StyleClassifier:
+    """One classifier with the voices of all of them."""
+    chorus = StyleClassifier(sample_rate, styles, sum(one.voices for one in classifiers))
+    parts = [part for one in classifiers for part in one.parts]
+    for ours, theirs in zip(chorus.parts, parts, strict=True):
+        ours.load_state_dict(theirs.state_dict())
+    return chorus
 
 
 def style_loss(scores: Tensor, style: Tensor) -> Tensor:
@@ -234,8 +252,29 @@ def load_or_pretrain(
     config: Pretraining,
     cache_folder: Path,
     progress: Callable[[str, int, int], None] | None = None,
+    voices: int = 1,
 ) -> tuple[StyleClassifier, float]:
-    """What ``pretrain_classifier`` makes, from the cache if it was made before of the same recordings by this code."""
+    """What ``pretrain_classifier`` makes, from the cache if it was made before of the same recordings by this code.
+
+    So many ``voices``, each from phrases of its own; the share is the mean of theirs.
+    """
+    pretrained: list[tuple[StyleClassifier, float]] = []
+    for voice in range(voices):
+        of = f" {voice + 1} of {voices}" if voices > 1 else ""
+        told = progress and (lambda what, done, total, of=of: progress(what + of, done, total))
+        of_its_own = dataclasses.replace(config, seed=config.seed + voice)
+        pretrained.append(_load_or_pretrain_voice(styles, sample_rate, of_its_own, cache_folder, told))
+    known = float(np.mean([share for _, share in pretrained]))
+    return in_chorus([one for one, _ in pretrained], sample_rate, len(styles)), known
+
+
+def _load_or_pretrain_voice(
+    styles: Sequence[tuple[Sequence[Recording], Sequence[Recording]]],
+    sample_rate: int,
+    config: Pretraining,
+    cache_folder: Path,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[StyleClassifier, float]:
     code = [hashlib.sha256(Path(str(file)).read_bytes()).hexdigest() for file in (__file__, recogniser.__file__)]
     content = [[[recording.audio_sha256 for recording in group] for group in style] for style in styles]
     key = hashlib.sha256(json.dumps([code, repr(config), sample_rate, content]).encode()).hexdigest()[:24]

@@ -104,7 +104,7 @@ class RestoreObjective(Objective):
         if recipe.adversary.weight:
             self.critic = Critic(rate, len(recipe.style))
         if recipe.adversary.style_weight:
-            self.classifier = StyleClassifier(rate, len(recipe.style))
+            self.classifier = StyleClassifier(rate, len(recipe.style), recipe.adversary.classifiers)
             self.classifier.requires_grad_(not recipe.adversary.pretraining_phrases)
         if self.averaging:
             self.average_generator = copy.deepcopy(self.generator).requires_grad_(False)
