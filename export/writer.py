@@ -32,9 +32,10 @@ from realtime.bundle import (
     StateSpec,
     Style,
 )
-from realtime.controls import PARAMETERS
+from realtime.controls import PARAMETERS, SOURCE_PARAMETERS
 from realtime.files import NewFile
 from realtime.loudness import at_common_loudness, loudness_lufs, reference_playings
+from realtime.noise import SeededNoise
 from realtime.spectral import SpectralSpec
 from training.checkpoint import TrainedComposer, TrainedModel, TrainedRecogniser, lineage
 from training.models.encoder import CLIP_SAMPLES
@@ -43,6 +44,7 @@ GOLDEN_HOPS = 64
 MOST_BLENDED_STYLES = 32
 """Of whose blends levels are measured: pairs grow with the square."""
 ROWS_AT_ONCE = 16
+NOISE_PLAYINGS, NOISE_SECONDS = 3, 8.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def export_checkpoint(trained: TrainedModel, path: Path, description: str = "") 
         name=recipe.name,
         encoder=trained.encoder,
         noise=Noise(recipe.noise_dims, trained.critic, recipe.segment_samples) if trained.critic is not None else None,
+        kind="generate" if recipe.objective == "generate" else "transfer",
     )
 
 
@@ -94,15 +97,23 @@ def write_model(
     verify_hops: int = MINIMUM_HOPS,
     encoder: nn.Module | None = None,
     noise: Noise | None = None,
+    kind: str = "transfer",
 ) -> Verification:
     """Trace, describe, verify against ``model`` and only then put the file at ``path``.
 
+    A model of kind ``generate`` plays seeded noise wherever one of kind ``transfer`` plays recordings.
+
     The file is written beside its place under a temporary name, so a failure or a full disk leaves nothing behind.
     """
-    playing = at_common_loudness(demo_playing(spec.sample_rate), spec.sample_rate)
     vectors = [style.vector for style in styles]
-    loudness = measure_loudness(model, reference_playings(spec.sample_rate), vectors, spec)
-    losses = measure_blend_losses(model, reference_playings(spec.sample_rate)[1::2], vectors, spec)
+    if kind == "generate":
+        playings = list(noise_playings(spec))
+        playing = playings[0]
+    else:
+        playings = reference_playings(spec.sample_rate)
+        playing = at_common_loudness(demo_playing(spec.sample_rate), spec.sample_rate)
+    loudness = measure_loudness(model, playings, vectors, spec)
+    losses = measure_blend_losses(model, playings[1::2], vectors, spec)
     start = int(np.argmax(np.abs(playing) > 0.05)) // spec.hop_samples * spec.hop_samples
     golden_in = playing[start : start + GOLDEN_HOPS * spec.hop_samples]
     vector = torch.from_numpy(vectors[0])[None]
@@ -112,7 +123,7 @@ def write_model(
     state: Any = model.init_state(1)  # pyright: ignore[reportCallIssue]
     manifest = Manifest(
         schema=SCHEMA_VERSION,
-        kind="transfer",
+        kind=kind,
         name=name,
         spectral=spec,
         latency_samples=spec.latency_samples,
@@ -123,7 +134,7 @@ def write_model(
             Style(style.id, style.label, tuple(float(v) for v in style.vector), round(lufs, 2), style.program)
             for style, lufs in zip(styles, loudness, strict=True)
         ),
-        parameters=PARAMETERS,
+        parameters=PARAMETERS + (SOURCE_PARAMETERS if kind == "generate" else ()),
         card=card,
         golden=Golden(styles[0].id, Golden.pack(golden_in), Golden.pack(golden_out[0].numpy())),
         weight_count=sum(parameter.numel() for parameter in model.parameters()),
@@ -145,6 +156,14 @@ def write_model(
         if noise is not None:
             verify_critic(noise.critic, part, playing)
         return verify(model, part, playing, verify_hops)
+
+
+def noise_playings(spec: SpectralSpec) -> NDArray[np.float32]:
+    """[3, samples]: what a source hears at its usual intensity, from three seeds."""
+    hops = round(NOISE_SECONDS / spec.hop_seconds)
+    noise = np.zeros((NOISE_PLAYINGS, hops * spec.hop_samples), np.float32)
+    SeededNoise(0, NOISE_PLAYINGS, spec.hop_samples).fill(noise)
+    return np.float32(SOURCE_PARAMETERS[0].default) * noise
 
 
 def finish_graph(graph: onnx.ModelProto, manifest: Manifest) -> None:

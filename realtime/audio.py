@@ -166,24 +166,27 @@ def device_names(source: Device, sink: Device) -> str:
     return f"'{source.name}'" if source.index == sink.index else f"'{source.name}' and '{sink.name}'"
 
 
-DuplexCallback = Callable[[NDArray[np.float32], NDArray[np.float32], int, Any, Any], None]
+DuplexCallback = Callable[[Any, NDArray[np.float32], int, Any, Any], None]
+"""What came in [frames, inputs], or None without a source; what goes out [frames, outputs]; frames; moment; status."""
 
 
 def open_duplex(
     sd: ModuleType,
-    source: Device,
+    source: Device | None,
     sink: Device,
     sample_rate: int,
     block: int,
     channels: int,
     callback: DuplexCallback,
 ) -> Any:
-    """An input and output stream in one, not yet started. ``block`` 0 leaves the length to the driver (no added delay).
+    """An input and output stream in one, not yet started; without a source, an output alone.
 
+    ``block`` 0 leaves the length to the driver (no added delay).
     One channel goes to two outputs where there are two. Raises DeviceError for a rate or a number of channels that the
     device does not do.
     """
-    for device, has, direction in ((source, source.inputs, "input"), (sink, sink.outputs, "output")):
+    ends = ((source, source.inputs, "input"), (sink, sink.outputs, "output")) if source is not None else ()
+    for device, has, direction in ends or ((sink, sink.outputs, "output"),):
         if channels > has:
             raise DeviceError(
                 f"'{device.name}' has {has} {direction} channels, {channels} were asked for; "
@@ -192,6 +195,16 @@ def open_duplex(
     outputs = min(max(channels, 2), sink.outputs)
     try:
         with quiet_libraries():
+            if source is None:
+                return sd.OutputStream(
+                    samplerate=sample_rate,
+                    blocksize=block,
+                    device=sink.index,
+                    channels=outputs,
+                    dtype="float32",
+                    latency="low",
+                    callback=lambda out, frames, moment, status: callback(None, out, frames, moment, status),
+                )
             return sd.Stream(
                 samplerate=sample_rate,
                 blocksize=block,
@@ -203,10 +216,10 @@ def open_duplex(
             )
     except sd.PortAudioError as error:
         code = error.args[1] if len(error.args) > 1 else 0
-        names = device_names(source, sink)
+        names = device_names(source or sink, sink)
         if code == _INVALID_RATE:
             raise DeviceRateError(
-                f"{names}: cannot run at {sample_rate} Hz (its own is {source.sample_rate:g} Hz); "
+                f"{names}: cannot run at {sample_rate} Hz (its own is {(source or sink).sample_rate:g} Hz); "
                 f"set the device or its server to {sample_rate} Hz, or choose another with --input and --output"
             ) from None
         if code == _INVALID_CHANNELS:

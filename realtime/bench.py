@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from realtime.audio import demo_playing
 from realtime.bench_compare import CompareSettings, other_model
-from realtime.bundle import DEMO_CLIP, Bundle, read_bundle
+from realtime.bundle import DEMO_CLIP, Bundle, check_kind, read_bundle
 from realtime.controls import PARAMETERS, Performer, mix_controls
 from realtime.ensemble import make_stream
 from realtime.processor import Processor
@@ -406,6 +406,14 @@ class BenchSettings:
     compare: CompareSettings | None = None
 
 
+def read_measurable(path: Path) -> Bundle:
+    """A model whose way from input to output can be measured. Raises BundleError."""
+    bundle = read_bundle(path)
+    remedy = "give a model of kind 'transfer'; 'restyle check --model FILE' times the hops of one of kind 'generate'"
+    check_kind(bundle, "transfer", "has no way from an input to an output that could be measured", remedy)
+    return bundle
+
+
 def measure(
     settings: BenchSettings, say: Callable[[str], None] = lambda _: None
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
@@ -415,7 +423,7 @@ def measure(
     """
     provider, hops = settings.provider, settings.hops
     begin = time.perf_counter()
-    bundle = read_bundle(settings.model)
+    bundle = read_measurable(settings.model)
     Processor(bundle, provider).prepare(bundle.manifest.spectral.sample_rate, 128, 1)
     load_s = time.perf_counter() - begin
     manifest, spec = bundle.manifest, bundle.manifest.spectral

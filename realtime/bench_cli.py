@@ -106,8 +106,7 @@ def _jack_bench(model: Path, provider: str, switches: int) -> Callable[[Callable
 
 def _soak(model: Path, provider: str, minutes: float, write_json: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """The figures of a soak, written after every slice; Ctrl-C ends it with what there is."""
-    from realtime.bench import MeasureError, origin
-    from realtime.bundle import read_bundle
+    from realtime.bench import MeasureError, origin, read_measurable
     from realtime.soak import SoakSettings, soak
 
     stop_asked = False
@@ -120,7 +119,7 @@ def _soak(model: Path, provider: str, minutes: float, write_json: Callable[[dict
     console = Console(stderr=True)
     before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
     try:
-        bundle = read_bundle(model)
+        bundle = read_measurable(model)
         figures = origin(bundle, provider)
         slices = soak(
             bundle,

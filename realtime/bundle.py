@@ -278,6 +278,14 @@ def read_bundle(path: Path | str) -> Bundle:
     return Bundle(path, manifest, data, outline.metadata.get(ENCODER_KEY, b""), outline.metadata.get(CRITIC_KEY, b""))
 
 
+def check_kind(bundle: Bundle, kind: str, why_not: str, remedy: str = "") -> None:
+    """BundleError where a model is not of the kind that is needed; ``why_not``: what one of its kind does not do."""
+    found = bundle.manifest.kind
+    if found != kind:
+        remedy = remedy or f"give a model of kind '{kind}'; 'restyle info FILE' says which kind a file is"
+        raise BundleError(bundle.path, "manifest.kind", f"'{found}' {why_not}", remedy)
+
+
 def read_encoder(bundle: Bundle) -> bytes:
     """The checked ONNX file of the style encoder: ``audio [clips, samples]`` -> ``vector [clips, style_dim]``.
 

@@ -226,7 +226,7 @@ def info(
                 f"{manifest.code_bits_per_second / 1000:.1f} kbit a second",
                 highlight=False,
             )
-        made = manifest.kind == "transfer"  # a recogniser has no sound of its own
+        made = manifest.kind in ("transfer", "generate")  # a recogniser has no sound of its own
         table = Table("style", "label", "MIDI program", *(["loudness LUFS"] if made else []))
         for style in manifest.styles:
             loudness = [f"{style.loudness_lufs:.1f}"] if made else []
@@ -286,6 +286,13 @@ def live(
             metavar="MODEL", help="Show which style goes in and which comes out: a recogniser's file, or 'shipped'."
         ),
     ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="With a model that makes sound of noise: which.")] = 0,
+    intensity: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="With such a model: how loud it plays at first.")
+    ] = None,
+    drone: Annotated[
+        bool, typer.Option("--drone", help="With such a model: sound all the time, not only while a note is held.")
+    ] = False,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time; default: at Ctrl-C.")] = None,
 ) -> None:
     """Perform: audio in, restyled audio out, MIDI in command. Ctrl-C ends.
@@ -325,6 +332,9 @@ def live(
             patience_ms=patience,
             recognise=recogniser_file(recognise) if recognise else None,
             parts=parts,
+            seed=seed,
+            intensity=intensity,
+            drone=drone,
         )
         try:
             _perform(Performance(settings), console, seconds)

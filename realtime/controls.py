@@ -22,11 +22,18 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("morph", "Morph to the second style", 0.0, 1.0, 0.0, "ratio"),
 )
 """The engine's parameters, with the ranges that a manifest may narrow or widen."""
+SOURCE_PARAMETERS: tuple[Parameter, ...] = (
+    Parameter("intensity", "Intensity", 0.0, 1.0, 0.7, "ratio"),
+    Parameter("drone", "Sound without a held note", 0.0, 1.0, 0.0, "ratio"),
+)
+"""What a model of kind ``generate`` has besides; a drone is on from one half upwards."""
+SILENT_DB = -200.0
+"""A gain in dB that is none at all, as is every lower one."""
 
 
 def db_to_gain(gain_db: float) -> float:
-    """Amplitude factor for a level in dB."""
-    return 10.0 ** (gain_db / 20.0)
+    """Amplitude factor for a level in dB; exactly zero up to SILENT_DB."""
+    return 10.0 ** (gain_db / 20.0) if gain_db > SILENT_DB else 0.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,8 @@ class Performer:
 
     Held notes blend their styles, weighted by velocity, and take the place of the selected style until they are
     released (the sustain pedal holds them). With no note held, ``morph`` moves from the selected style to the second.
+
+    A model of kind ``generate`` sounds while a note is held, or always with ``drone``; ``intensity`` is how loud.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -118,11 +127,18 @@ class Performer:
         self.held: dict[int, tuple[Style, int]] = {}
         self._sustained: set[int] = set()
         self._pedal = False
+        self._released: dict[Style, float] | None = None
+        """The last chord of a source that fell silent: it fades out as it was."""
+
+    @property
+    def sounding(self) -> bool:
+        """Whether there is anything to hear: a source falls silent when nothing is held."""
+        return self.manifest.kind != "generate" or bool(self.held) or self.values["drone"] >= 0.5
 
     def select(self, style_id: str) -> None:
         """Select a style by id; StyleError if the model does not have it."""
         self.selected = self.manifest.style(style_id)
-        self.selected_mix = None
+        self.selected_mix = self._released = None
 
     def select_second(self, style_id: str) -> None:
         """Choose the style that ``morph`` moves to."""
@@ -174,7 +190,10 @@ class Performer:
             weights: dict[Style, float] = {}
             for style, velocity in held:
                 weights[style] = weights.get(style, 0.0) + velocity / total
+            self._released = weights
             return weights
+        if self._released is not None and not self.sounding:
+            return dict(self._released)
         if self.selected_mix is not None:
             return dict(self.selected_mix)
         morph = self.values["morph"]
@@ -187,7 +206,11 @@ class Performer:
     def controls(self) -> Controls:
         """The snapshot that the engine takes."""
         mix = self.mix()
-        return mix_controls(mix, self.values, blend_loss_lu(self.manifest, mix))
+        controls = mix_controls(mix, self.values, blend_loss_lu(self.manifest, mix))
+        if self.manifest.kind != "generate":
+            return controls
+        level = self.values["intensity"] if self.sounding else 0.0
+        return replace(controls, input_gain_db=20.0 * math.log10(level) if level > 0.0 else SILENT_DB)
 
 
 def parse_mix(manifest: Manifest, text: str) -> dict[Style, float]:

@@ -80,6 +80,7 @@ class EngineSettings:
     heard_name: str | None = None
     link: Link | None = None
     deferred: bool = False
+    seed: int = 0
     patience_ms: float | None = None
     start_frames: int = 0
     returning: bool = False
@@ -132,8 +133,10 @@ class Engine:
         self.settings = settings
         self.bundle = join(read_bundle(settings.model), settings.parts)
         self._remote = RemoteStream(self.bundle.manifest, settings.link, settings.deferred) if settings.link else None
-        self.processor = Processor(self.bundle, settings.provider, stream=self._remote)
+        self.processor = Processor(self.bundle, settings.provider, stream=self._remote, seed=settings.seed)
         self.model_rate = self.bundle.manifest.spectral.sample_rate
+        self.listens = self.bundle.manifest.kind != "generate"
+        """Whether what comes in is heard at all."""
         channels = settings.channels
         self.use_rate(self.model_rate)
         # Shared memory comes last: nothing after it can fail and leave it open.
@@ -253,9 +256,9 @@ class Engine:
         )
 
     def on_audio(
-        self, source: NDArray[np.float32], sink: NDArray[np.float32], frames: int, moment: Any, status: Any
+        self, source: NDArray[np.float32] | None, sink: NDArray[np.float32], frames: int, moment: Any, status: Any
     ) -> None:
-        """PortAudio's callback: source [frames, inputs], sink [frames, outputs]."""
+        """PortAudio's callback: source [frames, inputs], or None where there is no input; sink [frames, outputs]."""
         if status:
             self.xruns += 1
         if moment.currentTime != self._period_began:  # PortAudio brings a long JACK period in parts of 1024
@@ -266,7 +269,7 @@ class Engine:
         while at < frames:
             count = min(MAX_BLOCK, frames - at)
             block = self._in[:, :count]
-            block[:] = source[at : at + count, :channels].T
+            block[:] = 0.0 if source is None else source[at : at + count, :channels].T
             out = self.run_block(block)
             sink[at : at + count] = out[: sink.shape[1]].T  # one channel goes to every output
             at += count
@@ -343,9 +346,12 @@ def _stop_asked(pipe: Connection, seconds: float) -> bool:
         os._exit(1)
 
 
-def choose_devices(settings: EngineSettings) -> tuple[Device, Device]:
-    """Input and output device for the settings. Raises DeviceError."""
+def choose_devices(settings: EngineSettings, listens: bool = True) -> tuple[Device, Device]:
+    """Input and output device for the settings, twice the output for who does not listen. Raises DeviceError."""
     devices = list_devices()
+    if not listens:
+        sink = find_device(devices, settings.output_device, "output")
+        return sink, sink
     source = find_device(devices, settings.input_device, "input")
     wanted = settings.output_device
     if wanted is None and settings.input_device is not None and source.outputs:
@@ -364,7 +370,7 @@ def _open_device(engine: Engine) -> tuple[Any, Device, Device, int]:
     """The running stream, its devices and the length of its blocks. Raises DeviceError."""
     settings = engine.settings
     sd = portaudio(CLIENT_NAME)
-    source, sink = choose_devices(settings)
+    source, sink = choose_devices(settings, engine.listens)
     jack, own_rate = "JACK" in source.host_api, round(source.sample_rate)
 
     def open_at(rate: int) -> tuple[Any, int]:
@@ -373,7 +379,9 @@ def _open_device(engine: Engine) -> tuple[Any, Device, Device, int]:
         # JACK sets the length itself, and any fixed one would add its own delay there.
         hop_samples = round(engine.processor.hop_samples * rate / engine.model_rate)
         block = settings.block or (0 if jack else hop_samples)
-        return open_duplex(sd, source, sink, rate, block, settings.channels, engine.on_audio), block
+        return open_duplex(
+            sd, source if engine.listens else None, sink, rate, block, settings.channels, engine.on_audio
+        ), block
 
     try:
         # A JACK server has one rate; other devices often have several.
@@ -402,14 +410,16 @@ def _play_device(engine: Engine, pipe: Connection) -> None:
                 raise
             if _stop_asked(pipe, RETRY_S):
                 return
+    # An output alone has one latency.
+    latency_s = stream.latency if engine.listens else (0.0, stream.latency)
     ready = {
-        "input": asdict(source),
+        "input": asdict(source) if engine.listens else asdict(source) | {"name": f"noise of seed {settings.seed}"},
         "output": asdict(sink),
         "block": block,
         "sample_rate": engine.sample_rate,
         "latency_samples": engine.plugin.latency_samples,
         "deferred_samples": engine.deferred_samples,
-        "device_samples": device_latency_samples(source.host_api, stream.latency, engine.sample_rate),
+        "device_samples": device_latency_samples(source.host_api, latency_s, engine.sample_rate),
     }
     pipe.send(("ready", ready))
     while not _stop_asked(pipe, 0.1):
@@ -434,6 +444,8 @@ def _play_clip(engine: Engine, clip: Path, pipe: Connection) -> None:
     if audio.shape[0] > settings.channels:
         audio = audio[: settings.channels] if settings.channels > 1 else audio.mean(axis=0, keepdims=True)
     audio = np.ascontiguousarray(np.resize(audio, (settings.channels, audio.shape[1])), dtype=np.float32)
+    if not engine.listens:
+        audio = np.zeros_like(audio)  # a clip then only says how long
     total = math.ceil((audio.shape[1] + engine.processor.latency_samples) / block) * block
     audio = np.pad(audio, ((0, 0), (0, total - audio.shape[1])))
     be_urgent()

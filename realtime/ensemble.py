@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime.bundle import Bundle, BundleError, Manifest, read_bundle
+from realtime.bundle import Bundle, BundleError, Manifest, check_kind, read_bundle
 from realtime.controls import Performer, db_to_gain, level_gain_db, select_mix
 from realtime.limiter import limit
 from realtime.spectral import SpectralSpec
@@ -48,6 +48,7 @@ class Parts:
             raise ValueError("beside: shares must not be below zero, nor add up to more than one")
 
 
+NO_MEMBER = "does not turn audio into audio, so it cannot play in an ensemble"
 ALONE = Parts()
 """No other model."""
 
@@ -125,7 +126,7 @@ def join(bundle: Bundle, parts: Parts) -> Bundle:
     """
     if parts == ALONE:
         return bundle
-    _check_kind(bundle)
+    check_kind(bundle, "transfer", NO_MEMBER)
     beside = tuple(_voice(bundle, part) for part in parts.beside)
     then = tuple(_voice(bundle, part) for part in parts.then)
     manifest = bundle.manifest
@@ -150,19 +151,9 @@ def join(bundle: Bundle, parts: Parts) -> Bundle:
     )
 
 
-def _check_kind(bundle: Bundle) -> None:
-    if bundle.manifest.kind != "transfer":
-        raise BundleError(
-            bundle.path,
-            "manifest.kind",
-            f"'{bundle.manifest.kind}' does not turn audio into audio, so it cannot play in an ensemble",
-            "give model files of kind 'transfer'; 'restyle info FILE' says which kind a file is",
-        )
-
-
 def _voice(first: Bundle, part: Part) -> Voice:
     bundle = read_bundle(part.model)
-    _check_kind(bundle)
+    check_kind(bundle, "transfer", NO_MEMBER)
     for field_name, unit in (("sample_rate", " Hz"), ("hop_samples", " samples")):
         here, there = (getattr(b.manifest.spectral, field_name) for b in (bundle, first))
         if here != there:

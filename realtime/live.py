@@ -67,8 +67,9 @@ class LiveSettings:
     ``learned`` are style files; ``midi`` is a port (index, part of the name, 'virtual') or a MIDI file; None is all
     ports. ``inference``: where the graph runs, in a 'worker' that the audio callback waits for, in one whose answer it
     takes a hop later ('deferred'), or in the 'callback' itself; ``patience_ms``: how long it waits for a hop, None for
-    most of the time that there is. ``recognise``: a recogniser's model file that hears what goes in and what comes out.
-    ``parts``: models beside and after the first, which style, MIDI and ``learned`` are for.
+    most of the time that there is. ``seed``, ``intensity`` (0..1, None for the usual one) and ``drone`` are for models
+    of kind ``generate``, which have no input. ``recognise``: a recogniser's model file that hears what goes in and what
+    comes out. ``parts``: models beside and after the first, which style, MIDI and ``learned`` are for.
     """
 
     model: Path
@@ -90,6 +91,9 @@ class LiveSettings:
     patience_ms: float | None = None
     recognise: Path | None = None
     parts: Parts = ALONE
+    seed: int = 0
+    intensity: float | None = None
+    drone: bool = False
 
     def __post_init__(self) -> None:
         if self.inference not in INFERENCES:
@@ -165,6 +169,7 @@ class Performance:
             self.performer.select_second(settings.second_style)
         if settings.dry_wet is not None:
             self.performer.set("dry_wet", settings.dry_wet)
+        self._check_source()
         self._events = self._midi_file_events()
         self._recogniser = read_recogniser(settings.recognise) if settings.recognise else None
         self.history = History()
@@ -172,6 +177,23 @@ class Performance:
         self._recent: deque[float] = deque(maxlen=STATUS_HOPS)
         self.events: list[Event] = []
         self.outages = 0
+
+    def _check_source(self) -> None:
+        """Set what only a model of kind ``generate`` has. Raises PerformanceError for what this model has not."""
+        settings, generates = self.settings, self.manifest.kind == "generate"
+        if generates and settings.input_device is not None:
+            raise PerformanceError(
+                f"model '{self.manifest.name}' makes sound of noise and takes no input; leave out --input"
+            )
+        if not generates and (settings.intensity is not None or settings.drone or settings.seed):
+            raise PerformanceError(
+                f"model '{self.manifest.name}' makes no sound by itself: --intensity, --drone and --seed are for "
+                "models of kind 'generate'; leave them out, or choose such a --model"
+            )
+        if settings.intensity is not None:
+            self.performer.set("intensity", settings.intensity)
+        if settings.drone:
+            self.performer.set("drone", 1.0)
 
     def _midi_file_events(self) -> list[tuple[float, bytes]] | None:
         """The events of the MIDI file that performs, None where MIDI comes from ports."""
@@ -273,6 +295,7 @@ class Performance:
             heard_name=None if self._listener is None else self._listener.ring_name,
             link=None if self._workers is None else self._workers.link,
             deferred=settings.inference == "deferred",
+            seed=settings.seed,
             patience_ms=settings.patience_ms,
             start_frames=start_frames,
             returning=returning,
@@ -300,6 +323,7 @@ class Performance:
             deferred_hops=int(self.settings.inference == "deferred"),
             started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             ensemble=self.bundle.journal_entries() if isinstance(self.bundle, Ensemble) else [],
+            seed=self.settings.seed,
         )
 
     def _await_ready(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import dacite
 
 from realtime.audio import quiet_libraries, silence_jack
-from realtime.controls import PARAMETERS, Performer
+from realtime.controls import PARAMETERS, SOURCE_PARAMETERS, Performer
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,14 @@ def encode(message: Message) -> bytes:
 
 
 SUSTAIN_PEDAL, ALL_SOUND_OFF, RESET_CONTROLLERS, ALL_NOTES_OFF = 64, 120, 121, 123
-DEFAULT_CONTROLLERS = {"morph": 1, "output_gain_db": 7, "dry_wet": 12, "input_gain_db": 13}
+DEFAULT_CONTROLLERS = {
+    "morph": 1,
+    "output_gain_db": 7,
+    "dry_wet": 12,
+    "input_gain_db": 13,
+    "intensity": 11,
+    "drone": 69,
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class MidiMap:
     controllers: dict[str, int] = field(default_factory=lambda: dict(DEFAULT_CONTROLLERS))
 
     def __post_init__(self) -> None:
-        known = [parameter.id for parameter in PARAMETERS]
+        known = [parameter.id for parameter in (*PARAMETERS, *SOURCE_PARAMETERS)]
         for name in self.controllers:
             if name not in known:
                 raise ValueError(f"controllers.{name}: is no parameter; {_near(name, known)}")
@@ -188,7 +195,7 @@ def _control(number: int, value: int, performer: Performer, midi_map: MidiMap) -
             performer.select_second(style.id)
         return style is not None
     for parameter_id, controller in midi_map.controllers.items():
-        if controller == number:
+        if controller == number and parameter_id in performer.parameters:
             performer.set(parameter_id, controller_value(value, performer, parameter_id))
             return True
     return False

@@ -75,6 +75,9 @@ def panel(performance: Performance, status: Status) -> RenderableType:
     for label, weight in status.mix.items():
         table.add_row("style", _bar(weight, "cyan"), Text(f"{label} {weight:.0%}"))
     values = status.values
+    if "intensity" in values:
+        silent = "" if performance.performer.sounding else ", silent until a note is held"
+        table.add_row("intensity", _bar(values["intensity"], "cyan"), f"{values['intensity']:.0%}{silent}")
     table.add_row("wet", _bar(values["dry_wet"], "cyan"), f"{values['dry_wet']:.0%}")
     for name, rms, gain in (
         ("in", meters.input_rms, values["input_gain_db"]),

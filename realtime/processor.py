@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from realtime.bundle import Bundle, Parameter
 from realtime.controls import PARAMETERS, Controls, db_to_gain, mix_controls
 from realtime.limiter import LIMITER_KNEE, limit
+from realtime.noise import SeededNoise
 from realtime.worker import LateError
 
 FADE_HOPS = 8
@@ -105,18 +106,27 @@ class Processor:
     Style and gains fade towards the newest ``controls`` hop by hop. A hop for which the graph gives NaN, or raises,
     becomes the dry signal at the same delay, as does one that a remote graph is late for; then the model is reset and
     fades back.
+
+    A model of kind ``generate`` hears seeded noise in place of what comes in, under the input gain, and its dry signal
+    is silence.
     """
 
     parameters: tuple[Parameter, ...] = PARAMETERS
 
     def __init__(
-        self, bundle: Bundle, provider: str = "cpu", hops_per_step: int = 1, stream: AnyStream | None = None
+        self,
+        bundle: Bundle,
+        provider: str = "cpu",
+        hops_per_step: int = 1,
+        stream: AnyStream | None = None,
+        seed: int = 0,
     ) -> None:
         """``hops_per_step`` above one computes so many hops at once: cheaper for files, and later by as much.
 
         ``stream``: the graph, ready to run, perhaps elsewhere; without it, ``prepare`` makes one and warms it up.
+        ``seed``: of the noise.
         """
-        self.bundle, self.provider, self.hops_per_step = bundle, provider, hops_per_step
+        self.bundle, self.provider, self.hops_per_step, self.seed = bundle, provider, hops_per_step, seed
         self.manifest = bundle.manifest
         self.hop_samples = self.manifest.spectral.hop_samples
         self._step_samples = hops_per_step * self.hop_samples
@@ -168,6 +178,8 @@ class Processor:
             buffer.reshape(-1) for buffer in (self.stream.audio, self._out, self._spare)
         )
         self._scratch = np.zeros((channels, hop), np.float32)
+        generates = self.manifest.kind == "generate"
+        self._noise = SeededNoise(self.seed, channels, self.hop_samples) if generates else None
         self._times = np.zeros((TIMES_KEPT, 2), np.float32)
         self._block_out = np.zeros((channels, max_block), np.float32)
         self._hop_out = self._block_out[:, :hop]
@@ -178,6 +190,8 @@ class Processor:
         """Back to the moment after ``prepare``: silence in the past, the controls in place without a fade."""
         assert self.stream is not None, "prepare comes first"
         self.stream.reset()
+        if self._noise is not None:
+            self._noise.reset()
         self.stream.audio[:] = 0.0
         self._dry[:] = 0.0
         self._out[:] = 0.0
@@ -248,6 +262,8 @@ class Processor:
         if self._fade_left:
             self._fade()
         new = self._gains
+        if self._noise is not None:
+            self._noise.fill(x)
         if old.input != 1.0 or new.input != 1.0:
             x *= self._slope(old.input, new.input)
         flat = self._flat_in
@@ -262,7 +278,7 @@ class Processor:
             self._dry_now, self._dry_newest = self._dry_newest, self._dry_now
         else:
             self._dry_past[:] = self._dry_shifted
-        self._dry_newest[:] = x
+        self._dry_newest[:] = x if self._noise is None else 0.0
         dry = self._dry_now
         before = perf_counter_ns()
         wet, late = None, False

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from realtime import midi
 from realtime.audio import AUDIO_SUFFIXES, AudioFileError, AudioWriter, FileInfo, file_info, read_blocks, resampled
-from realtime.bundle import Bundle
+from realtime.bundle import Bundle, BundleError
 from realtime.controls import Performer
 from realtime.processor import Processor
 
@@ -38,7 +38,7 @@ class Rendered:
     fault: str
 
 
-def _through(
+def through(
     processor: Processor,
     blocks: Iterator[NDArray[np.float32]],
     performer: Performer,
@@ -76,7 +76,7 @@ def _through(
 def render_samples(processor: Processor, audio: NDArray[np.float32]) -> NDArray[np.float32]:
     """audio [channels, samples] at the model's rate through a prepared, reset processor: as long, and aligned to it."""
     performer = Performer(processor.manifest)  # never asked: nothing moves without MIDI
-    return np.concatenate(list(_through(processor, iter([audio]), performer, [], midi.MidiMap())), axis=1)
+    return np.concatenate(list(through(processor, iter([audio]), performer, [], midi.MidiMap())), axis=1)
 
 
 def checked_source(source: Path, target: Path) -> FileInfo:
@@ -100,7 +100,7 @@ def restyled(
     rate = processor.manifest.spectral.sample_rate
     timed = [(round(seconds * rate), data) for seconds, data in events or []]
     blocks = resampled(read_blocks(info.path, BLOCK), info.sample_rate, rate, info.channels)
-    return _through(processor, blocks, performer, timed, midi_map or midi.MidiMap())
+    return through(processor, blocks, performer, timed, midi_map or midi.MidiMap())
 
 
 def render_file(
@@ -116,8 +116,12 @@ def render_file(
     """One file through the engine: output lines up with the input to the sample and has its rate, channels and length.
 
     ``events`` are (seconds, MIDI bytes) as ``read_midi_file`` gives them; ``progress`` is told (frames done, in all).
-    Raises AudioFileError and then leaves no file.
+    Raises AudioFileError and then leaves no file, BundleError for a model that restyles nothing.
     """
+    if bundle.manifest.kind == "generate":
+        raise BundleError(
+            bundle.path, "manifest.kind", "'generate' makes sound of noise, not of a file", "use 'restyle generate'"
+        )
     info, rate = checked_source(source, target), bundle.manifest.spectral.sample_rate
     # Nothing moves without MIDI, so many hops at once give the same samples for a third of the time.
     processor = Processor(bundle, provider, hops_per_step=1 if events else STEADY_HOPS_PER_STEP)

@@ -248,7 +248,7 @@ def replay(
         ):
             for number, life in enumerate(show.lives):
                 stop = show.lives[number + 1].start_frame if number + 1 < len(show.lives) else show.frames
-                processor = Processor(bundle, stream=_stream(show, bundle, life))
+                processor = Processor(bundle, stream=_stream(show, bundle, life), seed=heading.seed)
                 processor.controls = Controls.unpack(np.array(life.controls[START_HOP]))
                 plugin = at_rate(processor, heading.sample_rate)
                 plugin.prepare(heading.sample_rate, block_samples, heading.channels)

@@ -40,7 +40,7 @@ class ShowHeading:
     """The first entry of ``show.jsonl``: what is needed to play the show again.
 
     ``deferred_hops``: how many hops later than usual the graph's answers were taken. ``ensemble``: the models after the
-    first, as ``Ensemble.journal_entries`` gives them.
+    first, as ``Ensemble.journal_entries`` gives them. ``seed``: of the noise.
     """
 
     show_format: int
@@ -52,6 +52,7 @@ class ShowHeading:
     deferred_hops: int
     started: str
     ensemble: list[dict[str, Any]] = field(default_factory=list)
+    seed: int = 0
 
 
 def holds_recording(folder: Path) -> bool:

@@ -86,8 +86,8 @@ class Stream:
         if channels < 1 or hops_per_step < 1:
             raise ValueError(f"channels and hops_per_step: must be at least 1, got {channels} and {hops_per_step}")
         manifest = bundle.manifest
-        if manifest.kind != "transfer":
-            raise BundleError(bundle.path, "manifest.kind", f"'{manifest.kind}' does not turn audio into audio")
+        if manifest.kind not in ("transfer", "generate"):
+            raise BundleError(bundle.path, "manifest.kind", f"'{manifest.kind}' makes no sound")
         self.manifest, self.channels, self.provider = manifest, channels, provider
         self._path = bundle.path
         self.step_samples = hops_per_step * manifest.spectral.hop_samples

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor  # noqa: E402
 
-from training.models.classifier import StyleClassifier, coloured, hit_rate, style_loss  # noqa: E402
+from training.models.classifier import StyleClassifier, coloured, hit_rate, in_chorus, style_loss  # noqa: E402
 from training.models.critic import COSTS, Critic, Verdict, critic_loss, deception_loss, feature_loss  # noqa: E402
 from training.models.encoder import StyleEncoder  # noqa: E402
 from training.models.spectrogram import RelativeMel, RelativeMelPower  # noqa: E402
@@ -177,3 +177,15 @@ def test_a_classifier_learns_from_real_sounds_which_is_which() -> None:
         style_loss(classifier(real, random), style).mean().backward()
         optimiser.step()
     assert float(hit_rate(classifier(0.01 * real, random), style)) == 1.0
+
+
+def test_of_several_classifiers_each_resolution_has_one_drawn_each_time() -> None:
+    insisting = [StyleClassifier(RATE, 2), StyleClassifier(RATE, 2)]
+    for style, classifier in enumerate(insisting):
+        for part in classifier.parts:
+            part.score.bias.data[style] = 100.0
+    chorus, random = in_chorus(insisting, RATE, 2), torch.Generator().manual_seed(0)
+    said = torch.stack([chorus(note("alto_sax_a3", 0.2), random).argmax(dim=-1)[:, 0] for _ in range(12)])
+    assert said.shape == (12, 3)
+    assert bool((said.float().mean(dim=0) > 0.1).all()) and bool((said.float().mean(dim=0) < 0.9).all())
+    assert len({tuple(row) for row in said.tolist()}) > 2  # resolutions are drawn one by one

@@ -579,3 +579,42 @@ def test_unknown_names_are_refused_with_the_list_of_known_ones(musician: Musicia
     assert "system (JACK Audio Connection Kit, 2 in, 2 out)" in text and "musician (JACK Audio" in text
     text = refused("--midi", "nanopad")
     assert "no MIDI port is called 'nanopad'" in text and "0: musician:raw (Jack)" in text and "'virtual'" in text
+
+
+def test_a_source_needs_no_input_and_sounds_while_a_note_is_held(
+    jack_server: JackServer, musician: Musician, tmp_path: Path
+) -> None:
+    """A model of kind ``generate`` opens an output alone; what it plays begins and ends without a step."""
+    del jack_server
+    pytest.importorskip("torch")
+    from tests.sources import write_source
+
+    write_source(tmp_path / "source.onnx")
+    take = tmp_path / "take"
+    arguments = ("--model", str(tmp_path / "source.onnx"), "--output", "music", "--midi", "pedalb")
+    with pedalboard() as pedals, restyle_live(*arguments, "--seed", "3", "--record", str(take)) as restyle:
+        assert "noise of seed 3 -> musician (JACK" in restyle.await_sound()
+        names = {port.name for port in musician.client.get_ports()}
+        assert "restyle:out_0" in names and "restyle:in_0" not in names
+        start = musician.position
+        musician.rest(RATE // 4)
+        assert not musician.since(start)[1].any(), "nothing held, nothing heard"
+        pedals.send([0x90, 36, 100])
+        wait_for(lambda: bool(musician.since(start)[1].any()), "the note")
+        musician.rest(RATE // 2)
+        pedals.send([0x80, 36, 0])
+        released = musician.position
+        wait_for(lambda: not musician.since(max(released, musician.position - RATE // 8))[1].any(), "silence")
+        musician.rest(RATE // 4)
+        _, heard = musician.since(start)
+        out, err = restyle.end()
+    assert err == "" and "latency" in out
+    sounding = np.flatnonzero(heard)
+    assert not heard[-RATE // 8 :].any() and len(sounding) > RATE // 4
+    steps = np.abs(np.diff(heard))
+    largest = steps[sounding[0] + 4096 : sounding[-1] - 4096].max()
+    edges = steps[sounding[0] - 2 : sounding[0] + 256], steps[sounding[-1] - 256 : sounding[-1] + 2]
+    assert max(float(edge.max()) for edge in edges) < 0.5 * largest
+    assert not read_take(take)[0].any()
+    again = replay(read_show(take), read_bundle(tmp_path / "source.onnx"))
+    assert again.equal == again.compared > 0

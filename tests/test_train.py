@@ -386,12 +386,15 @@ def test_judges_and_generator_learn_each_from_its_own_loss(place: Path) -> None:
 PRETRAINED = "[adversary]\nweight = 0.3\nstyle_weight = 0.7\npretraining_phrases = 4\nhead_start_steps = 2\n"
 
 
-def test_a_classifier_that_learned_before_the_run_teaches_and_stays_as_it_is(place: Path) -> None:
-    recipe = edited(place, ("[optimiser]", f"{PRETRAINED}[optimiser]"), ("steps = 6", "steps = 3"))
+def test_classifiers_that_learned_before_the_run_teach_and_stay_as_they_are(place: Path) -> None:
+    recipe = edited(place, ("[optimiser]", f"{PRETRAINED}classifiers = 2\n[optimiser]"), ("steps = 6", "steps = 3"))
     library, told = recordings(place, recipe), []
     (place / "cache").mkdir(exist_ok=True)
     teachers = prepare_teachers(recipe, library, place / "cache", lambda what, *_: told.append(what))
-    assert teachers is not None and {*told} == {"training the classifier"}
+    assert teachers is not None
+    assert {*told} == {"training the classifier 1 of 2", "training the classifier 2 of 2"}
+    learned = [{*map(float, part.score.bias)} for part in teachers.classifier.parts]
+    assert len(learned) == 6 and not learned[0] & learned[3]  # each for itself
     assert teachers.witness is None  # so few recordings make no recogniser
     assert teachers.known > 0.6  # sax and vibraphone are not hard to tell apart
     again = prepare_teachers(recipe, library, place / "cache", lambda *_: pytest.fail("learned twice"))

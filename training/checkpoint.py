@@ -24,6 +24,7 @@ from training.models.critic import Critic, Ratings
 from training.models.encoder import StyleEncoder
 from training.models.generator import Generator, SpectrumGenerator
 from training.models.kinds import make_generator
+from training.models.noise_player import NoisePlayer
 from training.models.streaming_recogniser import StreamingRecogniser
 from training.recipe import Recipe, RecipeError, recipe_from_dict
 
@@ -40,7 +41,7 @@ class TrainedModel:
     """What export needs. ``style_vectors`` [styles, style_dim] in the order of ``recipe.style``."""
 
     # In evaluation mode, on the CPU; averaged weights where the run averaged.
-    generator: Generator | SpectrumGenerator | Autoencoder
+    generator: Generator | SpectrumGenerator | Autoencoder | NoisePlayer
     encoder: StyleEncoder | None  # likewise, if the run trained one
     critic: Ratings | None  # of a model with noise, as it stood at the end
     style_vectors: Tensor
@@ -212,6 +213,13 @@ def lineage(card: dict[str, Any]) -> list[dict[str, Any]]:
     return [card, *(lineage(before) if before else [])]
 
 
+def new_generator(recipe: Recipe) -> Generator | SpectrumGenerator | Autoencoder | NoisePlayer:
+    """What the recipe has learn to sound, untrained."""
+    if recipe.objective == "generate":
+        return NoisePlayer(recipe.spectral, recipe.model)
+    return make_generator(recipe.spectral, recipe.model)
+
+
 def objective_of(path: Path) -> str:
     """The objective of the run that wrote a checkpoint. Raises CheckpointError."""
     return str(read_checkpoint(path)[CHECKPOINT_KEY].get("objective"))
@@ -224,7 +232,7 @@ def load_for_export(path: Path) -> TrainedModel:
     prefix = "average_" if any(name.startswith("average_generator.") for name in state) else ""
     try:
         recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")
-        generator = make_generator(recipe.spectral, recipe.model)
+        generator = new_generator(recipe)
         generator.load_state_dict(_part(state, f"{prefix}generator."))
         encoder = None
         if recipe.encoder.share:

@@ -22,7 +22,7 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from realtime.bundle import FIRST_MODEL, Bundle, read_bundle
+from realtime.bundle import FIRST_MODEL, Bundle, check_kind, read_bundle
 from realtime.controls import Performer
 from realtime.loudness import loudness_lufs
 from realtime.processor import Processor
@@ -303,6 +303,7 @@ def evaluate(
     """
     began = time.perf_counter()
     bundle = read_bundle(model)
+    check_kind(bundle, "transfer", "does not turn audio into audio, which is what is measured here")
     other = _baseline(bundle, options.baseline)
     rate, hop = bundle.manifest.spectral.sample_rate, bundle.manifest.spectral.hop_samples
     styles = tuple(dict.fromkeys(bundle.manifest.style(name).id for name in options.styles)) or tuple(

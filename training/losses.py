@@ -124,27 +124,38 @@ def period_differences(audio: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]
     return difference * lags / difference.cumsum(dim=-1).clamp_min(1e-4), alike[..., :1] / size
 
 
+@torch.no_grad()
+def clear_periods(audio: Tensor, sample_rate: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The period of a sound: audio [batch, samples] -> three of [batch, frames, 1], without gradients.
+
+    Its lag less that of HIGHEST_PITCH_HZ, the difference there (see ``period_differences``), and how much it counts:
+    from 1, where it is clear, down to 0, where there is none or next to no sound.
+    """
+    shortest = round(sample_rate / HIGHEST_PITCH_HZ) - 1
+    found, power = period_differences(audio, sample_rate)
+    found = found[..., shortest:]
+    lags = torch.arange(found.shape[-1], device=audio.device)
+    # The first place that is nearly as low as the lowest, then the bottom of that dip.
+    near = (found <= found.amin(dim=-1, keepdim=True) + 0.05).to(torch.uint8).argmax(dim=-1, keepdim=True)
+    dip = (lags >= near) & (lags <= 1.1 * (near + shortest) - shortest)
+    period = torch.where(dip, found, 2.0).argmin(dim=-1, keepdim=True)
+    clear = found.gather(-1, period)
+    sounding = power > power.amax(dim=1, keepdim=True).clamp_min(1e-7) * 1e-3
+    return period, clear, (1.0 - clear / UNCLEAR).clamp_min(0.0) * sounding
+
+
 def pitch_loss(predicted: Tensor, heard: Tensor, sample_rate: int) -> Tensor:
     """How far the pitch of what is heard is from being the pitch of what is made: audio [batch, samples] -> [batch].
 
     Where what is heard has a clear period, what is made should have it as clearly, and no shorter one.
     """
     shortest = round(sample_rate / HIGHEST_PITCH_HZ) - 1
-    with torch.no_grad():
-        theirs, power = period_differences(heard, sample_rate)
-        theirs = theirs[..., shortest:]
-        lags = torch.arange(theirs.shape[-1], device=heard.device)
-        # The first place that is nearly as low as the lowest, then the bottom of that dip.
-        near = (theirs <= theirs.amin(dim=-1, keepdim=True) + 0.05).to(torch.uint8).argmax(dim=-1, keepdim=True)
-        dip = (lags >= near) & (lags <= 1.1 * (near + shortest) - shortest)
-        period = torch.where(dip, theirs, 2.0).argmin(dim=-1, keepdim=True)
-        clear = theirs.gather(-1, period)
-        sounding = power > power.amax(dim=1, keepdim=True).clamp_min(1e-7) * 1e-3
-        weight = (1.0 - clear / UNCLEAR).clamp_min(0.0) * sounding
-        shorter = lags < 0.85 * (period + shortest) - shortest
+    period, clear, weight = clear_periods(heard, sample_rate)
     ours = period_differences(predicted, sample_rate)[0][..., shortest:]
     at = ours.gather(-1, period)
     lost = (at - clear.clamp_min(0.1)).clamp_min(0.0)
+    lags = torch.arange(ours.shape[-1], device=heard.device)
+    shorter = lags < 0.85 * (period + shortest) - shortest
     rival = torch.where(shorter, ours, 2.0).amin(dim=-1, keepdim=True)
     wrong = (at + 0.1 - rival).clamp_min(0.0)
     return ((lost + wrong) * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp_min(1.0)

@@ -290,6 +290,20 @@ class CycleConfig:
 
 
 @dataclass(frozen=True)
+class GenerateConfig:
+    """Besides the judges, of the objective ``generate``; see training/objectives/generate.py."""
+
+    statistics_weight: float = 1.0  # of sounding in the mean as recordings of the style do
+    notes_weight: float = 0.3  # of the notes being as likely as in recordings
+    level_weight: float = 0.5
+    rest_chance: float = 0.3  # of an excerpt with a rest in it
+
+    def __post_init__(self) -> None:
+        _at_least(self, "generate.", 0, "statistics_weight", "notes_weight", "level_weight")
+        _chances(self, "generate.", "rest_chance")
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """The style encoder, trained beside the table of styles; see training/models/encoder.py. Share zero: none."""
 
@@ -365,6 +379,7 @@ class Recipe:
     loss: LossConfig = field(default_factory=LossConfig)
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     cycle: CycleConfig = field(default_factory=CycleConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     recogniser: StreamingRecogniserConfig = field(default_factory=StreamingRecogniserConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -391,6 +406,8 @@ class Recipe:
             raise ValueError("loss.steadiness: holds gains still, and model.answer = 'spectrum' has none; set it to 0")
         if self.objective == "cycle":
             self._check_cycle()
+        if self.objective == "generate":
+            self._check_generate()
         overlapping = self.spectral.stream_delay_samples > 0
         if overlapping != (self.model.answer == "spectrum"):
             wanted = self.spectral.hop_samples * (1 if overlapping else 2)
@@ -440,6 +457,20 @@ class Recipe:
         if self.cycle.noise_dims >= self.model.style_dim:
             raise ValueError(
                 f"cycle.noise_dims: must be below model.style_dim ({self.model.style_dim}), got {self.cycle.noise_dims}"
+            )
+
+    def _check_generate(self) -> None:
+        """ValueError for what the objective ``generate`` cannot do without, or does not have."""
+        if not self.adversary.weight:
+            raise ValueError("adversary.weight: the objective 'generate' needs a critic; set it above zero")
+        if (self.model.body, self.model.answer) != ("lstm", "gains"):
+            raise ValueError(
+                "model.body, model.answer: the objective 'generate' plays by an LSTM and gains: set 'lstm', 'gains'"
+            )
+        if self.encoder.share or self.phrases.minutes_per_style or self.loss.steadiness:
+            raise ValueError(
+                "encoder.share, phrases.minutes_per_style, loss.steadiness: the objective 'generate' hears no input "
+                "that they could tell something of; leave them out"
             )
 
     @property

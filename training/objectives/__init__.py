@@ -7,6 +7,7 @@ from importlib import import_module
 OBJECTIVES: dict[str, str] = {
     "restore": "training.objectives.restore:RestoreObjective",
     "cycle": "training.objectives.cycle:CycleObjective",
+    "generate": "training.objectives.generate:GenerateObjective",
     "compose": "training.objectives.compose:ComposeObjective",
     "recognise": "training.objectives.recognise:RecogniseObjective",
 }

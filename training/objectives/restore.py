@@ -19,14 +19,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from training.augment import Pair, make_pair, make_true_pair, steady_tones
-from training.checkpoint import Beginning, CheckpointError
+from training.checkpoint import Beginning, CheckpointError, new_generator
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
 from training.models import recogniser
 from training.models.classifier import StyleClassifier
 from training.models.critic import Critic
 from training.models.encoder import StyleEncoder
 from training.models.generator import SpectrumGenerator
-from training.models.kinds import make_generator
+from training.models.noise_player import NoisePlayer
 from training.models.recogniser import Recogniser
 from training.objectives.judges import Hearing, critic_lesson, hear_judges
 from training.objectives.objective import Objective, learning_rate_factor
@@ -96,7 +96,7 @@ class RestoreObjective(Objective):
     def __init__(self, recipe: Recipe, card: dict[str, Any]) -> None:
         """``card``: plain values for the model card that the recipe does not know (splits, hashes)."""
         super().__init__(recipe, card)
-        self.generator = make_generator(recipe.spectral, recipe.model)
+        self.generator = new_generator(recipe)
         self.styles = nn.Embedding(len(recipe.style), recipe.model.style_dim)  # starts as normal, variance 1
         rate = recipe.spectral.sample_rate
         if recipe.encoder.share:
@@ -268,7 +268,7 @@ class RestoreObjective(Objective):
     def unsteadiness(self, vectors: Tensor, seed: int) -> Tensor:
         """How far gains stray from their mean, in natural log units, while tones in these styles stand still."""
         generator, rate = self.generator, self.recipe.spectral.sample_rate
-        assert not isinstance(generator, SpectrumGenerator), (
+        assert not isinstance(generator, SpectrumGenerator | NoisePlayer), (
             "the recipe asks for steady gains of a generator that has none"
         )
         random = torch.Generator(device=vectors.device).manual_seed(seed)
