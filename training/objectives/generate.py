@@ -137,6 +137,8 @@ class GenerateObjective(RestoreObjective):
         styles = self.average_styles if self.averaging else self.styles
         made, _ = self.play(noise, styles(batch.style), averaged=self.averaging)
         self._distances.append((batch.style.cpu(), self.statistics_distance(made, real).cpu()))
+        if self.witness is not None:
+            self.testified.append(self.taken_for(batch.style, made))
         for row, style in enumerate(batch.style.tolist()):
             if style not in self._media and len(self._media) < self.recipe.trainer.media_count:
                 self._media[style] = (noise[row].cpu(), made[row].cpu(), real[row].cpu())
@@ -148,6 +150,9 @@ class GenerateObjective(RestoreObjective):
         for row, entry in enumerate(self.recipe.style):
             if bool((style == row).any()):
                 values[f"validation/style/{entry.id}"] = distance[style == row].mean()
+        if self.testified:
+            values["validation/style_recognised"] = torch.cat(self.testified).mean().to(self.device)
+            self.testified = []
         self.log_dict(values, sync_dist=True)
         self.log("validation_loss", values["validation/statistics"], prog_bar=True, logger=False, sync_dist=True)
         self.metrics = {name: round(float(value), 6) for name, value in values.items()}

@@ -117,7 +117,7 @@ class RestoreObjective(Objective):
         self._excerpt: _Excerpt | None = None
         self.witness: Recogniser | None = None
         """Says at each validation which style it hears; it never teaches."""
-        self._testified: list[Tensor] = []
+        self.testified: list[Tensor] = []
 
     def begin_with(self, beginning: Beginning) -> None:
         """Take over what another run learned; call before training. Raises CheckpointError where weights do not fit.
@@ -365,18 +365,21 @@ class RestoreObjective(Objective):
         unchanged = self.restoration_loss(pair.input[:, : answer.shape[1]], pair.target).total
         self._heard.append((batch.style, result, unchanged))
         if self.witness is not None:
-            self._testified.append(self._recognised(batch, pair.target))
+            self.testified.append(self._recognised(batch, pair.target))
         for row, style in enumerate(batch.style.tolist()):
             if style not in self._media and len(self._media) < self.recipe.trainer.media_count:
                 self._media[style] = (pair.input[row].cpu(), answer[row].cpu(), pair.target[row].cpu())
 
     def _recognised(self, batch: Batch, played: Tensor) -> Tensor:
         """Which recordings [batch, samples], played in another style, the witness takes for it: [batch], 0 or 1."""
-        assert self.witness is not None
-        rate = self.recipe.spectral.sample_rate
         wanted = self._other(batch.style.cpu(), torch.Generator().manual_seed(batch.seed)).to(batch.style.device)
         vectors = (self.average_styles if self.averaging else self.styles)(wanted)
-        answer, _ = self.restore(played, vectors, averaged=self.averaging)
+        return self.taken_for(wanted, self.restore(played, vectors, averaged=self.averaging)[0])
+
+    def taken_for(self, wanted: Tensor, answer: Tensor) -> Tensor:
+        """Which audio [batch, samples] the witness takes for the styles ``wanted`` [batch]: [batch], 0 or 1."""
+        assert self.witness is not None
+        rate = self.recipe.spectral.sample_rate
         made = soxr.resample(answer.float().cpu().numpy().T, rate, recogniser.SAMPLE_RATE).T
         # One second is told less surely than three: it is repeated.
         missing = max(0, recogniser.EXCERPT_SAMPLES - made.shape[1])
@@ -395,9 +398,9 @@ class RestoreObjective(Objective):
         for row, style in enumerate(self.recipe.style):
             if bool((styles == row).any()):
                 values[f"validation/style/{style.id}"] = totals[styles == row].mean()
-        if self._testified:
-            values["validation/style_recognised"] = torch.cat(self._testified).mean().to(self.device)
-            self._testified = []
+        if self.testified:
+            values["validation/style_recognised"] = torch.cat(self.testified).mean().to(self.device)
+            self.testified = []
         self.log_dict(values, sync_dist=True)
         self.log("validation_loss", values["validation/loss"], prog_bar=True, logger=False, sync_dist=True)
         self.metrics = {name: round(float(value), 6) for name, value in values.items()}
