@@ -25,6 +25,7 @@ from realtime.bundle import (
     ENCODER_KEY,
     MANIFEST_KEY,
     SCHEMA_VERSION,
+    WEIGHTS_KEY,
     Card,
     Golden,
     Manifest,
@@ -37,6 +38,7 @@ from realtime.files import NewFile
 from realtime.loudness import at_common_loudness, loudness_lufs, reference_playings
 from realtime.noise import SeededNoise
 from realtime.spectral import SpectralSpec
+from training.beginning import pack_beginning
 from training.checkpoint import TrainedComposer, TrainedModel, TrainedRecogniser, lineage
 from training.models.encoder import CLIP_SAMPLES
 
@@ -84,6 +86,7 @@ def export_checkpoint(trained: TrainedModel, path: Path, description: str = "") 
         encoder=trained.encoder,
         noise=Noise(recipe.noise_dims, trained.critic, recipe.segment_samples) if trained.critic is not None else None,
         kind="generate" if recipe.objective == "generate" else "transfer",
+        weights=pack_beginning(trained),
     )
 
 
@@ -98,10 +101,12 @@ def write_model(
     encoder: nn.Module | None = None,
     noise: Noise | None = None,
     kind: str = "transfer",
+    weights: str = "",
 ) -> Verification:
     """Trace, describe, verify against ``model`` and only then put the file at ``path``.
 
-    A model of kind ``generate`` plays seeded noise wherever one of kind ``transfer`` plays recordings.
+    A model of kind ``generate`` plays seeded noise wherever one of kind ``transfer`` plays recordings. ``weights``:
+    what ``pack_beginning`` made.
 
     The file is written beside its place under a temporary name, so a failure or a full disk leaves nothing behind.
     """
@@ -148,6 +153,8 @@ def write_model(
         _attach(graph, ENCODER_KEY, build_clip_graph(encoder, CLIP_SAMPLES, "vector"))
     if noise is not None:
         _attach(graph, CRITIC_KEY, build_clip_graph(noise.critic, noise.clip_samples, "ratings"))
+    if weights:
+        graph.metadata_props.add(key=WEIGHTS_KEY, value=weights)
     path = path.absolute()
     with NewFile(path) as part:
         save_graph(graph, part)

@@ -29,6 +29,8 @@ ENCODER_KEY = "restyle.encoder"
 """Metadata: the style encoder's own ONNX file in base64, if the model has one."""
 CRITIC_KEY = "restyle.critic"
 """Metadata: the same of the critic that rates what the model made by noise."""
+WEIGHTS_KEY = "restyle.weights"
+"""Metadata: what a training run can begin with, in base64."""
 KINDS = ("transfer", "generate", "recognise", "notes")
 MAX_FILE_BYTES = 512 * 2**20
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -231,6 +233,8 @@ class Bundle:
     """As it stands in the file, unchecked; ``read_encoder`` reads it."""
     critic: bytes = b""
     """Likewise; ``read_critic`` reads it."""
+    weights: bytes = b""
+    """Likewise, for training alone."""
 
     @property
     def title(self) -> str:
@@ -275,7 +279,8 @@ def read_bundle(path: Path | str) -> Bundle:
     manifest = _read_manifest(path, text)
     _check_manifest(path, manifest)
     _check_tensors(path, outline, manifest)
-    return Bundle(path, manifest, data, outline.metadata.get(ENCODER_KEY, b""), outline.metadata.get(CRITIC_KEY, b""))
+    beside = (outline.metadata.get(key, b"") for key in (ENCODER_KEY, CRITIC_KEY, WEIGHTS_KEY))
+    return Bundle(path, manifest, data, *beside)
 
 
 def check_kind(bundle: Bundle, kind: str, why_not: str, remedy: str = "") -> None:

@@ -68,15 +68,6 @@ class TrainedRecogniser:
     card: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Beginning:
-    """What an earlier run learned, for another run to begin with."""
-
-    path: Path
-    weights: dict[str, Tensor]  # by their names in a run, averaged where that run averaged
-    card: dict[str, Any]
-
-
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Saves under a temporary name, then renames: a process killed at any moment leaves the last whole file."""
 
@@ -196,15 +187,6 @@ def check_resumable(path: Path, recipe: Recipe) -> int:
             "undo that, start anew with --fresh, or choose another --out"
         )
     return card["steps"]
-
-
-def load_beginning(path: Path) -> Beginning:
-    """The weights and the history of the run at ``path``. Raises CheckpointError."""
-    checkpoint = read_checkpoint(path)
-    card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
-    weights = {name: value for name, value in state.items() if not name.startswith("average_")}
-    weights |= _part(state, "average_")
-    return Beginning(path, weights, card)
 
 
 def lineage(card: dict[str, Any]) -> list[dict[str, Any]]:

@@ -130,7 +130,11 @@ def train(
     ] = False,
     begin_with: Annotated[
         Path | None,
-        typer.Option("--from", help="A new run begins with what the run of this checkpoint learned, styles by id."),
+        typer.Option(
+            "--from",
+            metavar="FILE|NAME",
+            help="A new run begins with what this checkpoint, model file or shipped model learned, styles by id.",
+        ),
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Instead of what the recipe says; repeat.")

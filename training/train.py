@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.augment import raw_samples
-from training.checkpoint import AtomicCheckpointIO, check_resumable, load_beginning
+from training.beginning import load_beginning
+from training.checkpoint import AtomicCheckpointIO, check_resumable
 from training.library import SPLITS, ExcerptSampler, Library
 from training.models.classifier import Pretraining, StyleClassifier, load_or_pretrain
 from training.models.recogniser import Recogniser, RecogniserConfig, is_class, load_or_train

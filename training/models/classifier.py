@@ -129,7 +129,9 @@ class StyleClassifier(nn.Module):
     def forward(self, audio: Tensor, random: torch.Generator) -> Tensor:
         """audio [batch, samples] -> scores [resolutions, batch, styles]."""
         count = len(RESOLUTIONS)
-        drawn = torch.randint(self.voices, (count,), generator=random, device=random.device).tolist()
+        drawn = [0] * count
+        if self.voices > 1:
+            drawn = torch.randint(self.voices, (count,), generator=random, device=random.device).tolist()
         return torch.stack([self.parts[voice * count + at](audio, random) for at, voice in enumerate(drawn)])
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from realtime.notes import make_vocabulary
-from training.checkpoint import Beginning, CheckpointError
+from training.beginning import Beginning
+from training.checkpoint import CheckpointError
 from training.models.composer import Composer, ComposerState
 from training.objectives.objective import Objective, learning_rate_factor
 from training.recipe import Recipe

@@ -15,7 +15,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, Beginning, CheckpointError
+from training.beginning import Beginning
+from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, CheckpointError
 from training.recipe import OptimiserConfig, Recipe
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from training.augment import Pair, make_pair, make_true_pair, steady_tones
-from training.checkpoint import Beginning, CheckpointError, new_generator
+from training.beginning import Beginning
+from training.checkpoint import CheckpointError, new_generator
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
 from training.models import recogniser
 from training.models.classifier import StyleClassifier

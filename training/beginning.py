@@ -1,0 +1,98 @@
+"""What a new run can begin with: another run's checkpoint, or a model file that carries its weights."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from realtime.bundle import BundleError, named_model, read_bundle
+from training.checkpoint import CHECKPOINT_KEY, CheckpointError, TrainedModel, lineage, read_checkpoint
+
+CARD = "card"
+"""The array of a model file's weights that is JSON and no weight."""
+KEPT_OF_A_RECORDING = ("sha256", "audio_sha256", "seconds")
+"""A file that is given away says what was heard and not what it was called."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What an earlier run learned, for another run to begin with."""
+
+    path: Path
+    weights: dict[str, Tensor]  # by their names in a run, averaged where that run averaged
+    card: dict[str, Any]
+
+
+def load_beginning(path: Path) -> Beginning:
+    """The weights and the history of the run at ``path``: a checkpoint, a model file or the name of a shipped one.
+
+    Of a model file they lack the judges. Raises CheckpointError.
+    """
+    model = named_model(path)
+    if model.suffix == ".onnx":
+        return _of_model(model)
+    checkpoint = read_checkpoint(path)
+    card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
+    averages = {name.removeprefix("average_"): value for name, value in state.items() if name.startswith("average_")}
+    weights = {name: value for name, value in state.items() if not name.startswith("average_")}
+    return Beginning(path, weights | averages, card)
+
+
+def pack_beginning(trained: TrainedModel) -> str:
+    """Generator, encoder and style vectors, and the history of their run, as text for a model file."""
+    parts = {"generator": trained.generator, "encoder": trained.encoder}
+    arrays = {
+        f"{part}.{name}": value.numpy()
+        for part, module in parts.items()
+        if module is not None
+        for name, value in module.state_dict().items()
+    }
+    arrays["styles.weight"] = trained.style_vectors.numpy()
+    cards = [_without_names(card) for card in lineage(trained.card)]
+    for card, before in itertools.pairwise(cards):
+        card["began_with"] = before
+    packed = io.BytesIO()
+    np.savez_compressed(packed, allow_pickle=False, **{CARD: np.array(json.dumps(cards[0]))}, **arrays)
+    return base64.b64encode(packed.getvalue()).decode()
+
+
+def _without_names(card: dict[str, Any]) -> dict[str, Any]:
+    recordings = {
+        style: {
+            split: [{name: recording[name] for name in KEPT_OF_A_RECORDING if name in recording} for recording in heard]
+            for split, heard in splits.items()
+        }
+        for style, splits in card["recordings"].items()
+    }
+    kept = ("styles", "tunes", "steps", "wall_seconds")
+    return {name: card[name] for name in kept if name in card} | {"recordings": recordings}
+
+
+def _of_model(path: Path) -> Beginning:
+    try:
+        bundle = read_bundle(path)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from None
+    if not bundle.weights:
+        raise CheckpointError(
+            f"{path}: weights: are missing, so no run can begin with it; export it again, or begin with a checkpoint"
+        )
+    try:
+        with np.load(io.BytesIO(base64.b64decode(bundle.weights, validate=True)), allow_pickle=False) as arrays:
+            weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != CARD}
+            card = json.loads(str(arrays[CARD]))
+        whole = isinstance(card, dict) and isinstance(card.get("styles"), list) and bool(card.get("recordings"))
+        if not whole or not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+            raise ValueError("a part is missing, or no number")
+    except Exception as error:  # numpy and zipfile raise many kinds for damaged files
+        raise CheckpointError(f"{path}: weights: are damaged ({error}); copy or export the file again") from None
+    return Beginning(path, weights, card)
