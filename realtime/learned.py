@@ -43,7 +43,7 @@ class LearnedStyle:
     style: Style
     clip: str
     clip_seconds: float
-    refined: dict[str, float]  # what refining gained: loss before and after, on what it never heard; empty without
+    refined: dict[str, float]  # what refining gained: distance before and after, on what it never heard; empty without
 
 
 def style_id(name: str) -> str:

@@ -20,7 +20,7 @@ import pytest
 import soundfile
 
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
-from realtime.ensemble import ALONE
+from realtime.ensemble import ALONE, Part, Parts, join
 from realtime.jack_server import JackServer
 from realtime.worker import SHORTEST_LIFE_S, LateError, RemoteStream, Workers
 from tests.test_live_jack import (
@@ -119,10 +119,11 @@ def test_without_the_graph_the_dry_signal_plays_until_another_one_serves(
     assert again["fault_hops"] == len(late)
 
 
-def test_a_hop_whose_worker_dies_is_late_however_soon_another_one_serves() -> None:
+@pytest.mark.parametrize("parts", [ALONE, Parts(then=(Part(DEFAULT_MODEL, "choir"),))], ids=["alone", "in_series"])
+def test_a_hop_whose_worker_dies_is_late_however_soon_another_one_serves(parts: Parts) -> None:
     """And not bad output: nothing came of it."""
-    bundle = read_bundle(DEFAULT_MODEL)
-    workers = Workers(get_context("spawn"), DEFAULT_MODEL, ALONE, "cpu", bundle, channels=1)
+    bundle = join(read_bundle(DEFAULT_MODEL), parts)
+    workers = Workers(get_context("spawn"), DEFAULT_MODEL, parts, "cpu", bundle, channels=1)
     try:
         workers.start(0)
         assert workers.await_ready() == ""

@@ -448,9 +448,7 @@ def learn(
     say = Console(soft_wrap=True, highlight=False, markup=False)
     say.print(f"{target}: style '{style.id}' of model '{learned.model}', MIDI program {style.program}")
     if learned.refined:
-        before, after = learned.refined["loss_before"], learned.refined["loss_after"]
-        say.print(
-            f"refining: loss on unheard parts of the clip {before:.3f} -> {after:.3f} ({after / before - 1:+.1%})"
-        )
+        before, after = learned.refined["distance_before"], learned.refined["distance_after"]
+        say.print(f"refining: distance to unheard parts of the clip {before:.3f} -> {after:.3f}")
     with_model = f" --model {shlex.quote(str(model))}" if model else ""
     say.print(f"next: restyle live{with_model} --learned {shlex.quote(str(target))} --style {style.id}")

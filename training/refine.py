@@ -1,79 +1,89 @@
 """A learned style brought nearer to its clip: the style vector is searched for, the model stays as it is.
 
-The search needs answers of the model file only, no gradients: CMA-ES (Hansen, "The CMA evolution strategy: a tutorial",
-2016), by the package ``cma``.
+Near is what the shipped recogniser says: what a vector plays and what the clip plays are two clouds of its embeddings,
+and the distance between two clouds is their energy distance (Szekely and Rizzo, "Energy statistics: a class of
+statistics based on distances", 2013, eq. 5), which few excerpts are enough for. The search needs answers of the model
+file only, no gradients: CMA-ES (Hansen, "The CMA evolution strategy: a tutorial", 2016), by the package ``cma``.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import cma
 import numpy as np
-import torch
+import soxr
 from numpy.typing import NDArray
-from torch import Tensor
+from scipy.spatial.distance import cdist, pdist
 
-from realtime.bundle import Bundle
+from realtime.audio import demo_playing
+from realtime.bundle import DEFAULT_RECOGNISER, Bundle, read_bundle
 from realtime.learned import LearnedStyle, LearnError, cut_windows, with_vector
+from realtime.loudness import reference_playings
+from realtime.recognise import Recogniser
 from realtime.stream import Stream
-from training.augment import hide_style, rms
-from training.losses import SpectralLoss
-from training.recipe import AugmentConfig, LossConfig
 
-WINDOW_HOPS = 384
 HOPS_PER_STEP = 16
 POPULATION = 10
-ROWS_PER_CANDIDATE = 3
+EXCERPTS_AT_ONCE = 4  # that all candidates of a generation play, drawn anew each time: none can lean on a few
+SPEEDS_UNHEARD = (0.75, 1.0, 1.5)  # of the end of the bundled clip, which a search is judged on
+UNHEARD_SECONDS = 6.0
+FIRST_STEP = 0.3  # of the search, against the size of a vector
 HELD_OUT_SHARE = 0.25
-HELD_OUT_ROWS = 12
 SHORTEST_CLIP_S = 8.0
-LEVEL_DBFS = -20.0  # root mean square of every row
 MAX_NUMBER = 1e3
 AUDIBLE = 1e-3
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """Excerpts of the clip with their style hidden, and as they are: both [rows, samples]."""
-
-    input: Tensor
-    target: Tensor
+def energy_distance(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    """Of two clouds [count, dims], two points or more each, without bias: it may lie below zero for one cloud twice."""
+    return float(2.0 * cdist(ours, theirs).mean() - pdist(ours).mean() - pdist(theirs).mean())
 
 
-def _pairs(windows: NDArray[np.float32], sample_rate: int, random: torch.Generator) -> _Pairs:
-    target = torch.from_numpy(windows)
-    target = target * (10.0 ** (LEVEL_DBFS / 20.0) / rms(target).clamp_min(1e-8))
-    return _Pairs(hide_style(target, sample_rate, AugmentConfig(), random), target)
+class _Ear:
+    """Embeddings of sounds at the model's rate, in the shipped recogniser."""
+
+    def __init__(self, sample_rate: int) -> None:
+        self.sample_rate, self.recogniser = sample_rate, Recogniser(read_bundle(DEFAULT_RECOGNISER))
+        self.samples = round(self.recogniser.excerpt_samples * sample_rate / self.recogniser.sample_rate)
+
+    def hear(self, excerpts: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Excerpts [count, samples] -> [count, E]."""
+        at_rate = soxr.resample(excerpts.T, self.sample_rate, self.recogniser.sample_rate).T
+        return self.recogniser.judge(list(at_rate[:, : self.recogniser.excerpt_samples]))[1]
 
 
 class _Judge:
-    """Losses of style vectors on pairs, through the very graph that performs. Streams are made once per size."""
+    """How far what style vectors play is from a clip, through the very graph that performs."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle, self.spec = bundle, bundle.manifest.spectral
-        self.loss = SpectralLoss(LossConfig(), self.spec.sample_rate)
+    def __init__(self, bundle: Bundle, ear: _Ear, playings: Sequence[NDArray[np.float32]]) -> None:
+        """``playings``: each [samples], at least an excerpt long; whole excerpts are played."""
+        self.bundle, self.ear = bundle, ear
+        hop = bundle.manifest.spectral.hop_samples * HOPS_PER_STEP
+        length = -(-ear.samples // hop) * hop
+        self.excerpts = np.concatenate([cut_windows(playing, length) for playing in playings])
         self._streams: dict[int, Stream] = {}
 
-    def losses(self, vectors: NDArray[np.float32], pairs: _Pairs) -> NDArray[np.float64]:
-        """vectors [count, style_dim] -> mean loss of each over all pairs [count]."""
-        count, rows = len(vectors), len(pairs.input)
+    def distances(
+        self, vectors: NDArray[np.float32], clip: NDArray[np.float32], chosen: Sequence[int] | None = None
+    ) -> NDArray[np.float64]:
+        """vectors [count, style_dim], embeddings of the clip [n, E] -> the energy distance of each [count].
+
+        They play the ``chosen`` of the excerpts, or all.
+        """
+        audio = self.excerpts if chosen is None else self.excerpts[list(chosen)]
+        count, rows = len(vectors), len(audio)
         if count * rows not in self._streams:
             self._streams[count * rows] = Stream(self.bundle, count * rows, HOPS_PER_STEP)
             self._streams[count * rows].warm_up()
         stream = self._streams[count * rows]
         stream.reset()
         stream.style[:] = np.repeat(vectors, rows, axis=0)
-        answer = stream.play(np.tile(pairs.input.numpy(), (count, 1)))
-        delay = self.spec.stream_delay_samples
-        late = torch.from_numpy(answer[:, delay:])
-        wanted = pairs.target[:, : late.shape[1]].repeat(count, 1)
-        with torch.inference_mode():
-            total = self.loss(late, wanted).total
-        return total.reshape(count, rows).mean(dim=1).numpy().astype(np.float64)
+        heard = self.ear.hear(stream.play(np.tile(audio, (count, 1)))[:, : self.ear.samples])
+        return np.array([energy_distance(one, clip) for one in heard.reshape(count, rows, -1)])
 
 
 def refine(
@@ -86,12 +96,12 @@ def refine(
 ) -> LearnedStyle:
     """The style with the best vector found in ``minutes``, judged on the last quarter of the clip, unheard till then.
 
-    ``audio`` [samples] is the clip at the model's rate; ``refined`` holds the loss before and after, and the seconds
-    spent. A search that gains nothing leaves the vector as it was. ``progress``: (share of the time, loss).
+    ``audio`` [samples] is the clip at the model's rate; ``refined`` holds the distance before and after, and the
+    seconds spent. The search begins at the nearest of the learned vector, the model's own styles, and what lies halfway
+    to each; one that gains nothing leaves the vector as it was. ``progress``: (share of the time, distance).
     Raises LearnError for a clip that is too short.
     """
-    rate, hop = bundle.manifest.spectral.sample_rate, bundle.manifest.spectral.hop_samples
-    samples = WINDOW_HOPS * hop
+    rate = bundle.manifest.spectral.sample_rate
     cut = int(len(audio) * (1.0 - HELD_OUT_SHARE))
     if len(audio) < SHORTEST_CLIP_S * rate:
         raise LearnError(
@@ -103,34 +113,72 @@ def refine(
             f"{learned.clip}: its last quarter is silent, on which refining is judged; cut the silence off, "
             "or leave out --refine"
         )
-    heard, unheard = cut_windows(audio[:cut], samples), cut_windows(audio[cut:], samples)
-    random, torch_random = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    judge = _Judge(bundle)
-    # Several disguises of each excerpt, always the same number, so that one stream serves all.
-    final = _pairs(unheard[np.arange(HELD_OUT_ROWS) % len(unheard)], rate, torch_random)
+    ear = _Ear(rate)
+    heard, unheard = (ear.hear(_windows(part, ear.samples)) for part in (audio[:cut], audio[cut:]))
     first = np.asarray(learned.style.vector, np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # cma's hints to its programmer
-        search = cma.CMAEvolutionStrategy(
-            first.astype(np.float64),
-            0.3 * float(np.sqrt(np.square(first).mean())) or 0.1,
-            {"seed": seed + 1, "popsize": POPULATION, "verbose": -9, "bounds": [-MAX_NUMBER, MAX_NUMBER]},
-        )
-        begin = time.monotonic()
-        while (spent := time.monotonic() - begin) < 60.0 * minutes:
-            candidates = search.ask()
-            rows = random.integers(0, len(heard), ROWS_PER_CANDIDATE)
-            found = judge.losses(np.array(candidates, np.float32), _pairs(heard[rows], rate, torch_random))
-            search.tell(candidates, found.tolist())
-            if progress:
-                progress(min(1.0, spent / (60.0 * minutes)), float(found.min()))
-    best = np.asarray(search.mean, np.float32)
-    before, after = (float(judge.losses(vector[None], final)[0]) for vector in (first, best))
+    begin, best = time.monotonic(), first
+    if minutes > 0.0:
+        best = _search(_Judge(bundle, ear, reference_playings(rate)), first, heard, 60.0 * minutes, seed, progress)
+    before, after = _Judge(bundle, ear, _unheard_playings(rate)).distances(np.stack([first, best]), unheard).tolist()
     figures = {
-        "loss_before": round(before, 4),
-        "loss_after": round(after if after < before else before, 4),
+        "distance_before": round(before, 4),
+        "distance_after": round(min(before, after), 4),
         "seconds": round(time.monotonic() - begin, 1),
     }
     if not after < before:
         return replace(learned, refined=figures)
     return replace(with_vector(bundle, learned, best), refined=figures)
+
+
+def _windows(audio: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
+    """Loud windows, two at least: a cloud has more than one point."""
+    windows = cut_windows(audio, samples)
+    return windows if len(windows) > 1 else np.concatenate([windows, np.roll(windows, samples // 3, axis=1)])
+
+
+def _unheard_playings(sample_rate: int) -> list[NDArray[np.float32]]:
+    """The end of the bundled clip at SPEEDS_UNHEARD; ``reference_playings`` are of its start."""
+    clip = demo_playing(sample_rate)
+    parts = [clip[-round(speed * UNHEARD_SECONDS * sample_rate) :] for speed in SPEEDS_UNHEARD]
+    return [
+        soxr.resample(part, speed * sample_rate, sample_rate, quality="HQ").astype(np.float32)
+        for part, speed in zip(parts, SPEEDS_UNHEARD, strict=True)
+    ]
+
+
+def _search(
+    judge: _Judge,
+    first: NDArray[np.float32],
+    heard: NDArray[np.float32],
+    seconds: float,
+    seed: int,
+    progress: Callable[[float, float], None] | None,
+) -> NDArray[np.float32]:
+    """Of where the search began, where it is when the time is over, and the middle of both: the nearest."""
+    begin, random = time.monotonic(), np.random.default_rng(seed)
+    known = np.array([style.vector for style in judge.bundle.manifest.styles], np.float32)
+    starts = np.concatenate([first[None], known, 0.5 * (first + known)])
+    excerpts = len(judge.excerpts)
+
+    def some() -> list[int]:
+        return random.choice(excerpts, min(EXCERPTS_AT_ONCE, excerpts), replace=False).tolist()
+
+    chosen = some()
+    parts = [starts[at : at + POPULATION] for at in range(0, len(starts), POPULATION)]
+    start = starts[int(np.concatenate([judge.distances(part, heard, chosen) for part in parts]).argmin())]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # cma's hints to its programmer
+        search = cma.CMAEvolutionStrategy(
+            start.astype(np.float64),
+            FIRST_STEP * float(np.sqrt(np.square(start).mean())) or 0.1,
+            {"seed": seed + 1, "popsize": POPULATION, "verbose": -9, "bounds": [-MAX_NUMBER, MAX_NUMBER]},
+        )
+        while (spent := time.monotonic() - begin) < seconds:
+            candidates = search.ask()
+            found = judge.distances(np.array(candidates, np.float32), heard, some())
+            search.tell(candidates, found.tolist())
+            if progress:
+                progress(min(1.0, spent / seconds), float(found.min()))
+    end = np.asarray(search.mean, np.float32)
+    finalists = np.stack([first, start, end, 0.5 * (first + end)])
+    return finalists[int(judge.distances(finalists, heard).argmin())]

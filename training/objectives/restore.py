@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 from itertools import chain, count
 from typing import Any, NamedTuple
 
@@ -372,17 +373,21 @@ class RestoreObjective(Objective):
                 self._media[style] = (pair.input[row].cpu(), answer[row].cpu(), pair.target[row].cpu())
 
     def _recognised(self, batch: Batch, played: Tensor) -> Tensor:
-        """Which recordings [batch, samples], played in another style, the witness takes for it: [batch], 0 or 1."""
-        wanted = self._other(batch.style.cpu(), torch.Generator().manual_seed(batch.seed)).to(batch.style.device)
-        vectors = (self.average_styles if self.averaging else self.styles)(wanted)
-        return self.taken_for(wanted, self.restore(played, vectors, averaged=self.averaging)[0])
+        """Which excerpts, laid from recordings [batch, samples] in another style, the witness takes for it: 0 or 1."""
+        together = min(len(played), math.ceil(recogniser.EXCERPT_SECONDS / self.recipe.data.segment_seconds))
+        groups = len(played) // together
+        random = torch.Generator().manual_seed(batch.seed)
+        wanted = self._other(batch.style.cpu()[: groups * together : together], random).to(batch.style.device)
+        vectors = (self.average_styles if self.averaging else self.styles)(wanted.repeat_interleave(together))
+        answer, _ = self.restore(played[: groups * together], vectors, averaged=self.averaging)
+        return self.taken_for(wanted, answer.reshape(groups, -1))
 
     def taken_for(self, wanted: Tensor, answer: Tensor) -> Tensor:
         """Which audio [batch, samples] the witness takes for the styles ``wanted`` [batch]: [batch], 0 or 1."""
         assert self.witness is not None
         rate = self.recipe.spectral.sample_rate
         made = soxr.resample(answer.float().cpu().numpy().T, rate, recogniser.SAMPLE_RATE).T
-        # One second is told less surely than three: it is repeated.
+        # One second is told less surely than three: what is short is repeated.
         missing = max(0, recogniser.EXCERPT_SAMPLES - made.shape[1])
         excerpts = np.pad(made, ((0, 0), (0, missing)), mode="wrap")[:, : recogniser.EXCERPT_SAMPLES]
         shares = self.witness.judge(np.ascontiguousarray(excerpts, dtype=np.float32)).shares
