@@ -343,6 +343,12 @@ def test_the_command_from_folders_to_figures(
     for shares in figures["taken_for"].values():
         assert sum(shares.values()) == pytest.approx(1.0, abs=0.01)
     assert figures["machine"] and figures["date"] and picture.stat().st_size > 20_000
+    options = replace(options_of(cache), styles=("violin", "flute"), seconds=6.0, alone=True)
+    alone = evaluate(FIRST_MODEL, inputs / "guitar.flac", references, options).figures
+    assert set(alone["baselines"]) == {"unchanged"}
+    assert alone["mean"] == figures["mean"]
+    both = ("--alone", "--baseline", FIRST_MODEL)
+    assert run(FIRST_MODEL, "--inputs", inputs, "--references", references, *both).exit_code == 2
 
 
 def test_log_mel_distance_hears_an_equaliser_and_no_level() -> None:

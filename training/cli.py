@@ -318,6 +318,9 @@ def evaluate(
     baseline: Annotated[
         Path | None, typer.Option(help="Another model to compare with; default: the first one that was shipped.")
     ] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Beside the input unchanged only: half the time, for a look in between.")
+    ] = False,
     seconds: Annotated[float, typer.Option(min=1.0, help="How much of each input is used: its loudest part.")] = 10.0,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy, confusions and spectrograms to this PNG.")] = None,
@@ -343,9 +346,12 @@ def evaluate(
         errors.print(f"[red]evaluation needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
         raise typer.Exit(1) from None
     _check_targets(errors, json_path, plot)
+    if alone and baseline:
+        raise typer.BadParameter("not with --baseline: alone is without one", param_hint="--alone")
     options = EvaluationOptions(
         styles=tuple(name.strip() for name in (styles or "").split(",") if name.strip()),
         baseline=baseline,
+        alone=alone,
         seconds=seconds,
         provider=provider,
         cache=cache,
