@@ -234,6 +234,13 @@ def info(
         console.print(table)
     if manifest.noise_dims:
         console.print(f"noise: {manifest.noise_dims} numbers, for 'render --seed' and '--candidates'", **PLAIN)
+    carried = {
+        "a style encoder for 'restyle learn'": bundle.encoder,
+        "a critic for 'render --candidates'": bundle.critic,
+        "weights for 'restyle train --from'": bundle.weights,
+    }
+    if any(carried.values()):
+        console.print(f"carries {', '.join(what for what, data in carried.items() if data)}", **PLAIN)
     states = ", ".join(f"{state.name} {list(state.shape)}" for state in manifest.states)
     console.print(f"states: {states}", **PLAIN)
     console.print(
@@ -241,7 +248,9 @@ def info(
         f"commit {card.commit or 'unknown'}",
         markup=False,
     )
-    console.print("metrics: " + ", ".join(f"{name} {value:g}" for name, value in card.metrics.items()), markup=False)
+    if card.metrics:
+        metrics = ", ".join(f"{name} {value:g}" for name, value in card.metrics.items())
+        console.print(f"metrics: {metrics}", markup=False)
     console.print("training recordings:")
     for source in card.sources:
         console.print(

@@ -73,6 +73,9 @@ def test_a_model_file_carries_what_its_checkpoint_knows_but_for_names_and_judges
     heard, known = ours.card["recordings"]["sax"]["train"], theirs.card["recordings"]["sax"]["train"]
     assert [one["sha256"] for one in heard] == [one["sha256"] for one in known]
     assert not any("name" in one for one in heard)
+    assert "carries a style encoder for 'restyle learn', weights for 'restyle train --from'" in " ".join(
+        command("info", first.model).output.split()
+    )
 
 
 def test_a_run_begins_with_a_model_file(first: First) -> None:

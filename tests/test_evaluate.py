@@ -27,8 +27,6 @@ from training.evaluate import (
     EvaluationOptions,
     evaluate,
     find_overlap,
-    log_mel_distance_db,
-    loudest_part,
     read_references,
 )
 from training.measures import Audio
@@ -36,6 +34,8 @@ from training.models import recogniser
 from training.models.generator import GeneratorConfig
 from training.models.kinds import make_generator
 from training.models.recogniser import RecogniserConfig, cut_excerpts, draw_phrase, normalise, split_held_out
+from training.playing import loudest_part
+from training.reconstruction import log_mel_distance_db
 from training.report import tables
 
 RATE, HOP = 48_000, 128

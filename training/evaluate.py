@@ -18,15 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soxr
-import torch
 from numpy.typing import NDArray
 
 from realtime.bundle import FIRST_MODEL, Bundle, check_kind, read_bundle
-from realtime.controls import Performer
-from realtime.loudness import loudness_lufs
-from realtime.processor import Processor
-from realtime.render import BLOCK, STEADY_HOPS_PER_STEP, render_samples
 from training import measures
 from training.library import (
     LibraryError,
@@ -37,29 +31,30 @@ from training.library import (
 )
 from training.measures import Audio
 from training.models.recogniser import (
-    SAMPLE_RATE,
-    Judgement,
     Recogniser,
     RecogniserConfig,
-    cut_excerpts,
     draw_phrase,
     is_class,
     load_or_train,
-    loud_enough,
-    mel_power,
     real_excerpts,
 )
+from training.playing import (
+    Engine,
+    Input,
+    Measured,
+    loudest_part,
+    mean_of,
+    measure,
+    read_input,
+    rounded,
+    share_taken_for,
+    taken_for,
+)
 from training.recipe import DataConfig, StyleEntry
+from training.reconstruction import code_figures
 
-SILENCE_SECONDS = 3.0
-TAIL_SECONDS = 1.0  # of that silence, in which what was played may ring out
-FADE_SECONDS = 0.01
-SHORTEST_INPUT_SECONDS = 1.0
 REAL_PHRASES = 96
-UNHEARD_RECORDINGS = 12  # of a style, at most, whose reconstruction is measured
 WEAK_ACCURACY = 0.6
-FLOOR_DB = 60.0  # below an excerpt's loudest mel band: what is fainter makes no difference
-TONES_HZ, TONE_SECONDS = (220.0, 440.0), 4.0
 MODEL, UNCHANGED, STATIC = "model", "unchanged", "static match"
 
 Progress = Callable[[str, int, int], None]
@@ -84,40 +79,6 @@ class EvaluationOptions:
     provider: str = "cpu"
     cache: Path = Path(".restyle-cache")
     recogniser: RecogniserConfig = field(default_factory=RecogniserConfig)
-
-
-@dataclass(frozen=True)
-class Input:
-    """One recording to restyle: the stretch of it that is used, and its tracks, taken once."""
-
-    path: Path
-    audio: Audio  # [samples] at the model's rate
-    tracked: Audio  # [samples] at measures.TRACK_RATE
-    pitch: measures.PitchTrack
-    onsets_s: NDArray[np.float64]
-    chroma: NDArray[np.float32]
-    sounding: NDArray[np.bool_]  # [frames]
-    loud: NDArray[np.bool_]  # [excerpts]
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
-
-
-@dataclass(frozen=True)
-class Measured:
-    """All figures of one output, apart from those that need its target style. NaN: cannot be said."""
-
-    pitch_kept: float
-    onset_f1: float
-    chroma_correlation: float
-    loudness_correlation: float
-    hop_buzz_db: float
-    clicks: int
-    silence_peak_dbfs: float
-    loudness_lufs: float
-    judgement: Judgement  # of the excerpts that are loud in the input; shares of zero where the output is silent
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -203,97 +164,6 @@ def find_overlap(
     return found
 
 
-def loudest_part(audio: Audio, samples: int) -> Audio:
-    """The stretch of [samples] with the most energy, [up to ``samples``], ended without a click."""
-    if len(audio) > samples:
-        energy = np.concatenate([[0.0], np.cumsum(np.square(audio, dtype=np.float64))])
-        start = int(np.argmax(energy[samples:] - energy[:-samples]))
-        audio = audio[start : start + samples]
-    return audio.copy()
-
-
-def read_input(path: Path, sample_rate: int, seconds: float) -> Input:
-    """Decode, cut and track one input. Raises ValueError that says what is wrong with the file."""
-    audio = loudest_part(read_mono(path, sample_rate), round(seconds * sample_rate))
-    if len(audio) < SHORTEST_INPUT_SECONDS * sample_rate:
-        raise ValueError(f"is too short ({len(audio) / sample_rate:.2f} s, at least {SHORTEST_INPUT_SECONDS:g} s)")
-    if measures.peak_dbfs(audio) < -60.0:
-        raise ValueError("is silent")
-    fade = round(FADE_SECONDS * sample_rate)
-    audio[:fade] *= np.linspace(0.0, 1.0, fade, dtype=np.float32)
-    audio[-fade:] *= np.linspace(1.0, 0.0, fade, dtype=np.float32)
-    tracked = _at_rate(audio, sample_rate, measures.TRACK_RATE)
-    return Input(
-        path,
-        audio,
-        tracked,
-        measures.pitch_track(tracked),
-        measures.onsets_s(tracked),
-        measures.chroma(tracked),
-        measures.level_db(tracked) >= -measures.SOUNDING_DB,
-        loud_enough(cut_excerpts(_at_rate(audio, sample_rate, SAMPLE_RATE))),
-    )
-
-
-def _at_rate(audio: Audio, old: int, new: int) -> Audio:
-    return audio if old == new else soxr.resample(audio, old, new, quality="HQ")
-
-
-class Engine:
-    """A model in the engine that performs, in larger steps: many inputs, one style after the other."""
-
-    def __init__(self, bundle: Bundle, provider: str) -> None:
-        self.bundle, self.rate = bundle, bundle.manifest.spectral.sample_rate
-        self.processor = Processor(bundle, provider, hops_per_step=STEADY_HOPS_PER_STEP)
-        self.processor.prepare(self.rate, BLOCK, channels=1)
-
-    def tone_buzz_db(self, style: str) -> float:
-        """What the hop rate adds to steady tones in this style, the worst of two, in dB relative to the output."""
-        hop, found = self.bundle.manifest.spectral.hop_samples, []
-        time_s = np.arange(round(TONE_SECONDS * self.rate)) / self.rate
-        for tone_hz in TONES_HZ:
-            out, _ = self.render((0.2 * np.sin(2.0 * np.pi * tone_hz * time_s)).astype(np.float32), style)
-            found.append(measures.tone_buzz_db(out[self.rate // 2 :], tone_hz, self.rate, hop))
-        return max(found)
-
-    def render(self, audio: Audio, style: str) -> tuple[Audio, Audio]:
-        """[samples] in a style, aligned to the input, and what sounds in the silence after it."""
-        performer = Performer(self.bundle.manifest)
-        performer.select(style)
-        self.processor.controls = performer.controls()
-        self.processor.reset()
-        silence = np.zeros(round(SILENCE_SECONDS * self.rate), np.float32)
-        out = render_samples(self.processor, np.concatenate([audio, silence])[None])[0]
-        return out[: len(audio)], out[len(audio) + round(TAIL_SECONDS * self.rate) :]
-
-
-def measure(
-    item: Input, out: Audio, after: Audio, sample_rate: int, hop_samples: int, recogniser: Recogniser
-) -> Measured:
-    """All figures of one output [samples] and of what sounded after it [samples], both at ``sample_rate``."""
-    tracked = _at_rate(out, sample_rate, measures.TRACK_RATE)
-    excerpts = cut_excerpts(_at_rate(out, sample_rate, SAMPLE_RATE))[item.loud]
-    return Measured(
-        measures.pitch_kept(item.pitch, tracked) if item.pitch.pitched else math.nan,
-        measures.onset_f1(item.onsets_s, measures.onsets_s(tracked)),
-        measures.chroma_correlation(item.chroma, measures.chroma(tracked), item.sounding),
-        measures.loudness_correlation(item.tracked, tracked),
-        measures.hop_buzz_db(item.audio, out, hop_samples),
-        measures.added_clicks(item.audio, out, sample_rate),
-        measures.peak_dbfs(after),
-        loudness_lufs(out, sample_rate),
-        _judged(recogniser, excerpts),
-        len(out) / sample_rate,
-    )
-
-
-def _judged(recogniser: Recogniser, excerpts: NDArray[np.float32]) -> Judgement:
-    """What the recogniser makes of excerpts [count, samples]; shares of zero where nothing is heard."""
-    judgement = recogniser.judge(excerpts)
-    judgement.shares[np.abs(excerpts).max(axis=1) < 1e-4] = 0.0
-    return judgement
-
-
 def evaluate(
     model: Path,
     inputs: Path,
@@ -368,8 +238,8 @@ def evaluate(
         "hop_samples": hop,
         "seconds_per_input": options.seconds,
         "recogniser": {
-            "accuracy": _mean(value.excerpts for value in accuracy.values()),
-            "phrase_accuracy": _mean(value.phrases for value in accuracy.values()),
+            "accuracy": mean_of(value.excerpts for value in accuracy.values()),
+            "phrase_accuracy": mean_of(value.phrases for value in accuracy.values()),
             "styles": {style: _plain(asdict(value)) for style, value in accuracy.items()},
             "weak_styles": [style for style in styles if accuracy[style].phrases < WEAK_ACCURACY],
             "seed": options.recogniser.seed,
@@ -382,94 +252,17 @@ def evaluate(
                     "voiced_share": item.pitch.voiced_share,
                     "pitch_agreement": item.pitch.agreement,
                     "onsets": len(item.onsets_s),
-                    "heard_as": recogniser.styles[int(_taken_for(row.judgement, len(recogniser.styles)).argmax())],
+                    "heard_as": recogniser.styles[int(taken_for(row.judgement, len(recogniser.styles)).argmax())],
                 }
             )
             for item, row in zip(items, next(iter(systems[UNCHANGED].values())), strict=True)
         },
         "skipped": notes,
-        **_code_figures(bundle, styles, recordings, recogniser, options, tell),
+        **code_figures(bundle, styles, recordings, recogniser, options.provider, options.seconds, tell),
         **summaries[MODEL],
         "baselines": {name: summary for name, summary in summaries.items() if name != MODEL},
     }
     return Evaluation(figures, example)
-
-
-def _code_figures(
-    bundle: Bundle,
-    styles: Sequence[str],
-    recordings: Mapping[str, Sequence[Recording]],
-    recogniser: Recogniser,
-    options: EvaluationOptions,
-    tell: Progress,
-) -> dict[str, Any]:
-    """What "code" and "reconstruction" say of an autoencoder; nothing of other models.
-
-    Reconstructed are recordings that its card does not name as heard, each through its own style.
-    """
-    manifest = bundle.manifest
-    if not manifest.code_levels:
-        return {}
-    engine, heard = Engine(bundle, options.provider), set(manifest.card.recordings_sha256)
-    found: dict[str, dict[str, Any]] = {}
-    for number, style in enumerate(styles):
-        tell("reconstructing", number, len(styles))
-        unheard = [recording for recording in recordings[style] if recording.sha256 not in heard][:UNHEARD_RECORDINGS]
-        found[style] = _reconstruction(engine, style, unheard, recogniser, options.seconds)
-    tell("reconstructing", len(styles), len(styles))
-    names = ("style_accuracy", "style_accuracy_unchanged", "log_mel_distance_db")
-    return {
-        "code": {
-            "levels": list(manifest.code_levels),
-            "numbers_per_second": _rounded(manifest.code_numbers_per_second),
-            "bits_per_second": _rounded(manifest.code_bits_per_second),
-        },
-        "reconstruction": {
-            "styles": found,
-            "mean": {name: _mean(values[name] for values in found.values()) for name in names},
-        },
-    }
-
-
-def _reconstruction(
-    engine: Engine, style: str, recordings: Sequence[Recording], recogniser: Recogniser, seconds: float
-) -> dict[str, Any]:
-    """Recordings through their own style: how many, how often they are recognised, before and after, and how far off.
-
-    The recogniser may have learned from some of them, which is why its word on the same excerpts unchanged is given.
-    """
-    before, after = [], []
-    for recording in recordings:
-        audio = loudest_part(np.asarray(recording.audio()), round(seconds * engine.rate))
-        out, _ = engine.render(audio, style)
-        real, made = (cut_excerpts(_at_rate(sound, engine.rate, SAMPLE_RATE)) for sound in (audio, out))
-        loud = loud_enough(real)
-        before.append(real[loud])
-        after.append(made[loud])
-    reals, mades = (np.concatenate(group) if group else np.zeros((0, 1), np.float32) for group in (before, after))
-    values: dict[str, Any] = {"recordings": len(recordings), "excerpts": len(reals)}
-    if not len(reals):
-        return {**values, "style_accuracy": None, "style_accuracy_unchanged": None, "log_mel_distance_db": None}
-    number = recogniser.styles.index(style)
-    right = [_accuracy(_judged(recogniser, group), number) for group in (mades, reals)]
-    return {
-        **values,
-        "style_accuracy": _rounded(right[0]),
-        "style_accuracy_unchanged": _rounded(right[1]),
-        "log_mel_distance_db": _rounded(log_mel_distance_db(reals, mades)),
-    }
-
-
-def log_mel_distance_db(reals: Audio, mades: Audio) -> float:
-    """Mean absolute difference of the mel bands of excerpts [count, samples] at SAMPLE_RATE, their levels matched."""
-    pictures = []
-    for group in (reals, mades):
-        level = np.sqrt(np.square(group, dtype=np.float64).mean(axis=1, keepdims=True))
-        power = mel_power(torch.from_numpy((group / np.maximum(level, 1e-9)).astype(np.float32))).numpy()
-        pictures.append(10.0 * np.log10(power + 1e-12))
-    floor = pictures[0].max(axis=(1, 2), keepdims=True) - FLOOR_DB
-    real, made = (np.maximum(picture, floor) for picture in pictures)
-    return float(np.abs(real - made).mean())
 
 
 def _baseline(bundle: Bundle, path: Path | None) -> Bundle | None:
@@ -592,44 +385,44 @@ def _summarise(
 ) -> dict[str, Any]:
     """Plain values of one system: per style, per input, in the mean, and what its excerpts are taken for."""
     numbers = {style: recogniser.styles.index(style) for style in rows}
-    middles = [_mean(group[i].loudness_lufs for group in rows.values()) or 0.0 for i in range(len(items))]
+    middles = [mean_of(group[i].loudness_lufs for group in rows.values()) or 0.0 for i in range(len(items))]
     styles: dict[str, dict[str, float | None]] = {}
-    taken_for: dict[str, dict[str, float]] = {}
+    confusions: dict[str, dict[str, float]] = {}
     for style, group in rows.items():
         distance, before = (_distance(some, real[style]) for some in (group, unchanged[style]))
-        level = _mean(row.loudness_lufs - middle for row, middle in zip(group, middles, strict=True))
+        level = mean_of(row.loudness_lufs - middle for row, middle in zip(group, middles, strict=True))
         styles[style] = {
-            **_averages(group, [_accuracy(row.judgement, numbers[style]) for row in group]),
-            "frechet_distance": _rounded(distance),
-            "frechet_ratio": _rounded(distance / before),
-            "hop_buzz_tone_db": _rounded(tones[style]) if style in tones else None,
+            **_averages(group, [share_taken_for(row.judgement, numbers[style]) for row in group]),
+            "frechet_distance": rounded(distance),
+            "frechet_ratio": rounded(distance / before),
+            "hop_buzz_tone_db": rounded(tones[style]) if style in tones else None,
             "level_difference_lu": level,
         }
-        heard = [_taken_for(row.judgement, len(recogniser.styles)) for row in group]
-        taken_for[style] = dict(zip(recogniser.styles, np.round(np.mean(heard, axis=0), 4).tolist(), strict=True))
+        heard = [taken_for(row.judgement, len(recogniser.styles)) for row in group]
+        confusions[style] = dict(zip(recogniser.styles, np.round(np.mean(heard, axis=0), 4).tolist(), strict=True))
     spreads = [_spread([group[i].loudness_lufs for group in rows.values()]) for i in range(len(items))]
     worst = {"hop_buzz_worst_db", "silence_peak_dbfs"}
     mean = {
         name: max((value for style in styles.values() if (value := style[name]) is not None), default=None)
         if name in worst
-        else _mean(style[name] for style in styles.values())
+        else mean_of(style[name] for style in styles.values())
         for name in next(iter(styles.values()))
         if name != "level_difference_lu"
     }
     return {
-        "mean": {**mean, "level_spread_lu": _mean(spreads)},
+        "mean": {**mean, "level_spread_lu": mean_of(spreads)},
         "styles": styles,
         "inputs": {
             item.name: {
                 **_averages(
                     [group[i] for group in rows.values()],
-                    [_accuracy(group[i].judgement, numbers[style]) for style, group in rows.items()],
+                    [share_taken_for(group[i].judgement, numbers[style]) for style, group in rows.items()],
                 ),
-                "level_spread_lu": _rounded(spreads[i]),
+                "level_spread_lu": rounded(spreads[i]),
             }
             for i, item in enumerate(items)
         },
-        "taken_for": taken_for,
+        "taken_for": confusions,
     }
 
 
@@ -646,42 +439,21 @@ def _distance(rows: Sequence[Measured], real: tuple[NDArray[np.float64], NDArray
 
 def _averages(group: Sequence[Measured], accuracies: Sequence[float]) -> dict[str, float | None]:
     return {
-        "style_accuracy": _mean(accuracies),
-        "pitch_kept": _mean(row.pitch_kept for row in group),
-        "onset_f1": _mean(row.onset_f1 for row in group),
-        "chroma_correlation": _mean(row.chroma_correlation for row in group),
-        "loudness_correlation": _mean(row.loudness_correlation for row in group),
-        "hop_buzz_db": _mean(row.hop_buzz_db for row in group),
-        "hop_buzz_worst_db": _rounded(max(row.hop_buzz_db for row in group)),
-        "clicks_per_minute": _rounded(60.0 * sum(row.clicks for row in group) / sum(row.seconds for row in group)),
-        "silence_peak_dbfs": _rounded(max(row.silence_peak_dbfs for row in group)),
+        "style_accuracy": mean_of(accuracies),
+        "pitch_kept": mean_of(row.pitch_kept for row in group),
+        "onset_f1": mean_of(row.onset_f1 for row in group),
+        "chroma_correlation": mean_of(row.chroma_correlation for row in group),
+        "loudness_correlation": mean_of(row.loudness_correlation for row in group),
+        "hop_buzz_db": mean_of(row.hop_buzz_db for row in group),
+        "hop_buzz_worst_db": rounded(max(row.hop_buzz_db for row in group)),
+        "clicks_per_minute": rounded(60.0 * sum(row.clicks for row in group) / sum(row.seconds for row in group)),
+        "silence_peak_dbfs": rounded(max(row.silence_peak_dbfs for row in group)),
     }
-
-
-def _taken_for(judgement: Judgement, classes: int) -> NDArray[np.float64]:
-    """Share of excerpts taken for each class [classes]; silent ones are taken for none."""
-    shares = judgement.shares
-    heard = shares.sum(axis=1) > 0.0
-    return np.bincount(shares.argmax(axis=1)[heard], minlength=classes) / len(shares)
-
-
-def _accuracy(judgement: Judgement, number: int) -> float:
-    return float(_taken_for(judgement, judgement.shares.shape[1])[number])
 
 
 def _spread(values: Sequence[float]) -> float:
     return max(values) - min(values)
 
 
-def _mean(values: Any) -> float | None:
-    """Mean of the numbers among ``values``, None without any."""
-    known = [float(value) for value in values if value is not None and math.isfinite(value)]
-    return _rounded(sum(known) / len(known)) if known else None
-
-
-def _rounded(value: float) -> float | None:
-    return round(float(value), 4) if math.isfinite(value) else None
-
-
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _rounded(value) if isinstance(value, float) else value for name, value in values.items()}
+    return {name: rounded(value) if isinstance(value, float) else value for name, value in values.items()}
