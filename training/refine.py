@@ -163,9 +163,15 @@ def _search(
     def some() -> list[int]:
         return random.choice(excerpts, min(EXCERPTS_AT_ONCE, excerpts), replace=False).tolist()
 
+    def judged(vectors: NDArray[np.float32], chosen: list[int]) -> NDArray[np.float64]:
+        found = judge.distances(vectors, heard, chosen)
+        if progress:
+            progress(min(1.0, (time.monotonic() - begin) / seconds), float(found.min()))
+        return found
+
     chosen = some()
     parts = [starts[at : at + POPULATION] for at in range(0, len(starts), POPULATION)]
-    start = starts[int(np.concatenate([judge.distances(part, heard, chosen) for part in parts]).argmin())]
+    start = starts[int(np.concatenate([judged(part, chosen) for part in parts]).argmin())]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cma's hints to its programmer
         search = cma.CMAEvolutionStrategy(
@@ -173,12 +179,9 @@ def _search(
             FIRST_STEP * float(np.sqrt(np.square(start).mean())) or 0.1,
             {"seed": seed + 1, "popsize": POPULATION, "verbose": -9, "bounds": [-MAX_NUMBER, MAX_NUMBER]},
         )
-        while (spent := time.monotonic() - begin) < seconds:
+        while time.monotonic() - begin < seconds:
             candidates = search.ask()
-            found = judge.distances(np.array(candidates, np.float32), heard, some())
-            search.tell(candidates, found.tolist())
-            if progress:
-                progress(min(1.0, spent / seconds), float(found.min()))
+            search.tell(candidates, judged(np.array(candidates, np.float32), some()).tolist())
     end = np.asarray(search.mean, np.float32)
     finalists = np.stack([first, start, end, 0.5 * (first + end)])
     return finalists[int(judge.distances(finalists, heard).argmin())]
