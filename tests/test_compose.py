@@ -199,7 +199,7 @@ def test_a_model_of_sound_composes_nothing_and_a_composer_makes_no_sound(tmp_pat
     result = command("--model", DEFAULT_MODEL, "--seed", JIG, tmp_path / "out.mid")
     assert result.exit_code == 1 and "'transfer' makes no notes" in re.sub(r"\s+", " ", result.output)
     bundle = read_bundle(COMPOSER_MODEL)
-    with pytest.raises(BundleError, match="'notes' does not turn audio into audio"):
+    with pytest.raises(BundleError, match="'notes' makes no sound"):
         Stream(bundle)
     with pytest.raises(StyleError, match="no styles to perform"):
         Performer(bundle.manifest)
