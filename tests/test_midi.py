@@ -204,11 +204,14 @@ def test_a_map_may_listen_to_one_channel_and_move_controllers(tmp_path: Path, pe
     assert mix(performer) == {style_ids()[1]: 1.0}
 
 
+OF_SOURCES = {"intensity": 11, "drone": 69}
+
+
 def test_a_map_keeps_every_controller_that_it_does_not_name(tmp_path: Path, performer: Performer) -> None:
     path = tmp_path / "pads.toml"
     path.write_text("[controllers]\ndry_wet = 20\noutput_gain_db = -1\n")
     midi_map = MidiMap.load(path)
-    assert midi_map.controllers == {"morph": 1, "output_gain_db": -1, "dry_wet": 20, "input_gain_db": 13}
+    assert midi_map.controllers == {"morph": 1, "output_gain_db": -1, "dry_wet": 20, "input_gain_db": 13} | OF_SOURCES
     moves = send(performer, b"\xb0\x14\x00", b"\xb0\x0d\x7f", b"\xb0\x07\x00", b"\xb0\x0c\x40", midi_map=midi_map)
     assert moves == [True, True, False, False]
     assert performer.values["dry_wet"] == 0.0 and performer.values["input_gain_db"] == 24.0
@@ -220,7 +223,7 @@ def test_the_map_that_the_readme_shows_does_what_it_says(tmp_path: Path) -> None
     path = tmp_path / "pads.toml"
     path.write_text(re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)[0])
     assert MidiMap.load(path) == MidiMap(
-        9, 60, 22, {"morph": 21, "output_gain_db": -1, "dry_wet": 20, "input_gain_db": 13}
+        9, 60, 22, {"morph": 21, "output_gain_db": -1, "dry_wet": 20, "input_gain_db": 13} | OF_SOURCES
     )
 
 
