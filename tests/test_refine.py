@@ -23,7 +23,7 @@ def bundle() -> Bundle:
     return read_bundle(DEFAULT_MODEL)
 
 
-def test_a_bad_vector_gets_better_on_unheard_parts(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_vector_gets_better_on_unheard_playing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refine_module, "POPULATION", 4)
     monkeypatch.setattr(refine_module, "EXCERPTS_AT_ONCE", 2)
     audio = read_clip(CLIP, bundle.manifest.spectral.sample_rate)[: 10 * 48_000]

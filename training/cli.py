@@ -455,6 +455,6 @@ def learn(
     say.print(f"{target}: style '{style.id}' of model '{learned.model}', MIDI program {style.program}")
     if learned.refined:
         before, after = learned.refined["distance_before"], learned.refined["distance_after"]
-        say.print(f"refining: distance to unheard parts of the clip {before:.3f} -> {after:.3f}")
+        say.print(f"refining: distance to the clip, on other playing, {before:.3f} -> {after:.3f}")
     with_model = f" --model {shlex.quote(str(model))}" if model else ""
     say.print(f"next: restyle live{with_model} --learned {shlex.quote(str(target))} --style {style.id}")

@@ -32,10 +32,8 @@ EXCERPTS_AT_ONCE = 4  # that all candidates of a generation play, drawn anew eac
 SPEEDS_UNHEARD = (0.75, 1.0, 1.5)  # of the end of the bundled clip, which a search is judged on
 UNHEARD_SECONDS = 6.0
 FIRST_STEP = 0.3  # of the search, against the size of a vector
-HELD_OUT_SHARE = 0.25
 SHORTEST_CLIP_S = 8.0
 MAX_NUMBER = 1e3
-AUDIBLE = 1e-3
 
 
 def energy_distance(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
@@ -94,7 +92,7 @@ def refine(
     seed: int = 0,
     progress: Callable[[float, float], None] | None = None,
 ) -> LearnedStyle:
-    """The style with the best vector found in ``minutes``, judged on the last quarter of the clip, unheard till then.
+    """The style with the best vector found in ``minutes``, judged on playing that the search never heard.
 
     ``audio`` [samples] is the clip at the model's rate; ``refined`` holds the distance before and after, and the
     seconds spent. The search begins at the nearest of the learned vector, the model's own styles, and what lies halfway
@@ -102,24 +100,18 @@ def refine(
     Raises LearnError for a clip that is too short.
     """
     rate = bundle.manifest.spectral.sample_rate
-    cut = int(len(audio) * (1.0 - HELD_OUT_SHARE))
     if len(audio) < SHORTEST_CLIP_S * rate:
         raise LearnError(
             f"{learned.clip}: {len(audio) / rate:.1f} s are too short to refine on; "
             f"give a clip of {SHORTEST_CLIP_S:g} s or more, or leave out --refine"
         )
-    if float(np.abs(audio[cut:]).max()) < AUDIBLE:
-        raise LearnError(
-            f"{learned.clip}: its last quarter is silent, on which refining is judged; cut the silence off, "
-            "or leave out --refine"
-        )
     ear = _Ear(rate)
-    heard, unheard = (ear.hear(_windows(part, ear.samples)) for part in (audio[:cut], audio[cut:]))
+    clip = ear.hear(_windows(audio, ear.samples))
     first = np.asarray(learned.style.vector, np.float32)
     begin, best = time.monotonic(), first
     if minutes > 0.0:
-        best = _search(_Judge(bundle, ear, reference_playings(rate)), first, heard, 60.0 * minutes, seed, progress)
-    before, after = _Judge(bundle, ear, _unheard_playings(rate)).distances(np.stack([first, best]), unheard).tolist()
+        best = _search(_Judge(bundle, ear, reference_playings(rate)), first, clip, 60.0 * minutes, seed, progress)
+    before, after = _Judge(bundle, ear, _unheard_playings(rate)).distances(np.stack([first, best]), clip).tolist()
     figures = {
         "distance_before": round(before, 4),
         "distance_after": round(min(before, after), 4),
@@ -149,7 +141,7 @@ def _unheard_playings(sample_rate: int) -> list[NDArray[np.float32]]:
 def _search(
     judge: _Judge,
     first: NDArray[np.float32],
-    heard: NDArray[np.float32],
+    clip: NDArray[np.float32],
     seconds: float,
     seed: int,
     progress: Callable[[float, float], None] | None,
@@ -164,7 +156,7 @@ def _search(
         return random.choice(excerpts, min(EXCERPTS_AT_ONCE, excerpts), replace=False).tolist()
 
     def judged(vectors: NDArray[np.float32], chosen: list[int]) -> NDArray[np.float64]:
-        found = judge.distances(vectors, heard, chosen)
+        found = judge.distances(vectors, clip, chosen)
         if progress:
             progress(min(1.0, (time.monotonic() - begin) / seconds), float(found.min()))
         return found
@@ -184,4 +176,4 @@ def _search(
             search.tell(candidates, judged(np.array(candidates, np.float32), some()).tolist())
     end = np.asarray(search.mean, np.float32)
     finalists = np.stack([first, start, end, 0.5 * (first + end)])
-    return finalists[int(judge.distances(finalists, heard).argmin())]
+    return finalists[int(judge.distances(finalists, clip).argmin())]
