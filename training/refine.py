@@ -19,7 +19,6 @@ import soxr
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist, pdist
 
-from realtime.audio import demo_playing
 from realtime.bundle import DEFAULT_RECOGNISER, Bundle, read_bundle
 from realtime.learned import LearnedStyle, LearnError, cut_windows, with_vector
 from realtime.loudness import reference_playings
@@ -29,8 +28,7 @@ from realtime.stream import Stream
 HOPS_PER_STEP = 16
 POPULATION = 10
 EXCERPTS_AT_ONCE = 4  # that all candidates of a generation play, drawn anew each time: none can lean on a few
-SPEEDS_UNHEARD = (0.75, 1.0, 1.5)  # of the end of the bundled clip, which a search is judged on
-UNHEARD_SECONDS = 6.0
+REGISTERS_HEARD, REGISTERS_UNHEARD = (0, 2, 4), (1, 3)  # of reference_playings: in a search, and for its judgement
 FIRST_STEP = 0.3  # of the search, against the size of a vector
 SHORTEST_CLIP_S = 8.0
 MAX_NUMBER = 1e3
@@ -105,13 +103,17 @@ def refine(
             f"{learned.clip}: {len(audio) / rate:.1f} s are too short to refine on; "
             f"give a clip of {SHORTEST_CLIP_S:g} s or more, or leave out --refine"
         )
-    ear = _Ear(rate)
+    ear, playings = _Ear(rate), reference_playings(rate)
+
+    def judge(registers: Sequence[int]) -> _Judge:
+        return _Judge(bundle, ear, [playings[register] for register in registers])
+
     clip = ear.hear(_windows(audio, ear.samples))
     first = np.asarray(learned.style.vector, np.float32)
     begin, best = time.monotonic(), first
     if minutes > 0.0:
-        best = _search(_Judge(bundle, ear, reference_playings(rate)), first, clip, 60.0 * minutes, seed, progress)
-    before, after = _Judge(bundle, ear, _unheard_playings(rate)).distances(np.stack([first, best]), clip).tolist()
+        best = _search(judge(REGISTERS_HEARD), first, clip, 60.0 * minutes, seed, progress)
+    before, after = judge(REGISTERS_UNHEARD).distances(np.stack([first, best]), clip).tolist()
     figures = {
         "distance_before": round(before, 4),
         "distance_after": round(min(before, after), 4),
@@ -126,16 +128,6 @@ def _windows(audio: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
     """Loud windows, two at least: a cloud has more than one point."""
     windows = cut_windows(audio, samples)
     return windows if len(windows) > 1 else np.concatenate([windows, np.roll(windows, samples // 3, axis=1)])
-
-
-def _unheard_playings(sample_rate: int) -> list[NDArray[np.float32]]:
-    """The end of the bundled clip at SPEEDS_UNHEARD; ``reference_playings`` are of its start."""
-    clip = demo_playing(sample_rate)
-    parts = [clip[-round(speed * UNHEARD_SECONDS * sample_rate) :] for speed in SPEEDS_UNHEARD]
-    return [
-        soxr.resample(part, speed * sample_rate, sample_rate, quality="HQ").astype(np.float32)
-        for part, speed in zip(parts, SPEEDS_UNHEARD, strict=True)
-    ]
 
 
 def _search(
