@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
 torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
 
 from export.writer import card_of  # noqa: E402
 from realtime.bundle import WEIGHTS_KEY, read_bundle  # noqa: E402
