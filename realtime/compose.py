@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime.bundle import Bundle, BundleError
+from realtime.bundle import Bundle, BundleError, check_kind
 from realtime.notes import (
     DURATION,
     FOLLOWING,
@@ -34,13 +34,8 @@ class NoteStream:
     def __init__(self, bundle: Bundle) -> None:
         """Raises BundleError for a model that does not make notes."""
         manifest = bundle.manifest
-        if manifest.kind != "notes" or manifest.vocabulary is None:
-            raise BundleError(
-                bundle.path,
-                "manifest.kind",
-                f"'{manifest.kind}' makes no notes",
-                "train one with objective = 'compose'",
-            )
+        check_kind(bundle, "notes", "makes no notes", "train one with objective = 'compose'")
+        assert manifest.vocabulary is not None, "a checked model of notes has one"
         self.vocabulary: Vocabulary = manifest.vocabulary
         try:
             self._session = make_session(bundle.graph)

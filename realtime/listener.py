@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime.bundle import Bundle, BundleError, read_bundle
+from realtime.bundle import Bundle, check_kind, read_bundle
 from realtime.ring import Mailbox, Ring
 from realtime.worker import interrupts_held
 
@@ -48,10 +48,7 @@ class Heard:
 def read_recogniser(path: Path) -> Bundle:
     """A model file that recognises styles. Raises BundleError."""
     bundle = read_bundle(path)
-    if bundle.manifest.kind != "recognise":
-        raise BundleError(
-            path, "manifest.kind", f"'{bundle.manifest.kind}' recognises no styles", "give a recogniser to --recognise"
-        )
+    check_kind(bundle, "recognise", "recognises no styles", "give a recogniser to --recognise")
     return bundle
 
 

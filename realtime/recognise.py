@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime.audio import AUDIO_SUFFIXES, AudioFileError, file_info, read_blocks, resampled
-from realtime.bundle import Bundle, BundleError, Manifest, StyleError
+from realtime.bundle import Bundle, BundleError, Manifest, StyleError, check_kind
 from realtime.spectral import SpectralSpec
 from realtime.stream import make_session
 
@@ -84,10 +84,7 @@ class Recogniser:
     def __init__(self, bundle: Bundle, provider: str = "cpu") -> None:
         """Raises BundleError for a model of another kind or a graph that cannot be loaded, and ProviderError."""
         manifest = bundle.manifest
-        if manifest.kind != "recognise":
-            raise BundleError(
-                bundle.path, "manifest.kind", f"'{manifest.kind}' recognises no styles", "give a recogniser's file"
-            )
+        check_kind(bundle, "recognise", "recognises no styles", "give a recogniser's file")
         self.manifest, self.path = manifest, bundle.path
         try:
             self._session = make_session(bundle.graph, provider)

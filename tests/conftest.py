@@ -27,7 +27,15 @@ midi_program = 65
 licence = "CC0-1.0"
 attribution = "Weresax, Karoryfer Samples"
 """
-"""One style of a recipe."""
+VIBRAPHONE_STYLE = """[[style]]
+id = "vibraphone"
+label = "Vibraphone"
+folder = "vibraphone"
+midi_program = 11
+licence = "CC0-1.0"
+attribution = "atonia"
+"""
+"""Styles of a recipe, of which ``write_notes`` makes the recordings."""
 
 
 def tiny_recipe(segment_seconds: float) -> str:

@@ -16,11 +16,10 @@ onnx = pytest.importorskip("onnx")
 from export.writer import card_of  # noqa: E402
 from realtime.bundle import WEIGHTS_KEY, read_bundle  # noqa: E402
 from realtime.cli import app  # noqa: E402
-from tests.conftest import SAX_STYLE, tiny_recipe, write_notes  # noqa: E402
+from tests.conftest import SAX_STYLE, VIBRAPHONE_STYLE, tiny_recipe, write_notes  # noqa: E402
 from training.beginning import load_beginning  # noqa: E402
 from training.checkpoint import CheckpointError, load_for_export  # noqa: E402
 
-VIBRAPHONE_STYLE = SAX_STYLE.replace("sax", "vibraphone").replace("Weresax, Karoryfer Samples", "atonia")
 RECIPE = f"""{tiny_recipe(0.4)}
 [encoder]
 share = 0.5

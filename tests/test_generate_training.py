@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 from realtime.bundle import read_bundle  # noqa: E402
 from realtime.cli import app  # noqa: E402
-from tests.conftest import SAX_STYLE, tiny_recipe, write_notes  # noqa: E402
+from tests.conftest import SAX_STYLE, VIBRAPHONE_STYLE, tiny_recipe, write_notes  # noqa: E402
 from training.library import load_library  # noqa: E402
 from training.models.noise_player import LOWEST_NOTE, NOTES  # noqa: E402
 from training.models.recogniser import RecogniserConfig, train_recogniser  # noqa: E402
@@ -41,14 +41,7 @@ validation_every_steps = 4
 validation_segments = 2
 [optimiser]
 warmup_steps = 1
-{SAX_STYLE}[[style]]
-id = "vibraphone"
-label = "Vibraphone"
-folder = "vibraphone"
-midi_program = 11
-licence = "CC0-1.0"
-attribution = "atonia"
-"""
+{SAX_STYLE}{VIBRAPHONE_STYLE}"""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -22,7 +22,7 @@ from export.verify import MINIMUM_HOPS, TOLERANCE, VerifyError  # noqa: E402
 from realtime.bundle import Golden, read_bundle  # noqa: E402
 from realtime.cli import app  # noqa: E402
 from realtime.recognise import Recogniser, recognise_file  # noqa: E402
-from tests.conftest import SAX_STYLE, write_notes  # noqa: E402
+from tests.conftest import SAX_STYLE, VIBRAPHONE_STYLE, write_notes  # noqa: E402
 from training.checkpoint import load_recogniser  # noqa: E402
 from training.library import load_library  # noqa: E402
 from training.models.streaming_recogniser import StreamingRecogniser  # noqa: E402
@@ -58,14 +58,7 @@ average_decay = 0.8
 validation_every_steps = 20
 checkpoint_every_steps = 20
 log_every_steps = 6
-{SAX_STYLE}[[style]]
-id = "vibraphone"
-label = "Vibraphone"
-folder = "vibraphone"
-midi_program = 11
-licence = "CC0-1.0"
-attribution = "atonia"
-"""
+{SAX_STYLE}{VIBRAPHONE_STYLE}"""
 
 
 @dataclass(frozen=True)

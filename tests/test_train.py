@@ -28,7 +28,7 @@ from typer.testing import CliRunner, Result  # noqa: E402
 
 from export.writer import card_of  # noqa: E402
 from realtime.cli import app  # noqa: E402
-from tests.conftest import SAX_STYLE, tiny_recipe, write_notes  # noqa: E402
+from tests.conftest import SAX_STYLE, VIBRAPHONE_STYLE, tiny_recipe, write_notes  # noqa: E402
 from training.augment import Pair  # noqa: E402
 from training.checkpoint import CheckpointError, load_for_export, read_checkpoint  # noqa: E402
 from training.library import ExcerptSampler, Library, load_library  # noqa: E402
@@ -61,14 +61,7 @@ validation_segments = 1
 checkpoint_every_steps = 2
 log_every_steps = 1
 media_count = 1
-{SAX_STYLE}[[style]]
-id = "vibraphone"
-label = "Vibraphone"
-folder = "vibraphone"
-midi_program = 11
-licence = "CC0-1.0"
-attribution = "atonia"
-"""
+{SAX_STYLE}{VIBRAPHONE_STYLE}"""
 
 # The command as a program of its own; it notes which batches each process asks for.
 PROGRAM = """

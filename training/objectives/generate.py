@@ -139,22 +139,10 @@ class GenerateObjective(RestoreObjective):
         self._distances.append((batch.style.cpu(), self.statistics_distance(made, real).cpu()))
         if self.witness is not None:
             self.testified.append(self.taken_for(batch.style, made))
-        for row, style in enumerate(batch.style.tolist()):
-            if style not in self._media and len(self._media) < self.recipe.trainer.media_count:
-                self._media[style] = (noise[row].cpu(), made[row].cpu(), real[row].cpu())
+        self.keep_media(batch.style, noise, made, real)
 
     def on_validation_epoch_end(self) -> None:
         style = torch.cat([style for style, _ in self._distances])
         distance = torch.cat([distance for _, distance in self._distances])
-        values = {"validation/statistics": distance.mean()}
-        for row, entry in enumerate(self.recipe.style):
-            if bool((style == row).any()):
-                values[f"validation/style/{entry.id}"] = distance[style == row].mean()
-        if self.testified:
-            values["validation/style_recognised"] = torch.cat(self.testified).mean().to(self.device)
-            self.testified = []
-        self.log_dict(values, sync_dist=True)
-        self.log("validation_loss", values["validation/statistics"], prog_bar=True, logger=False, sync_dist=True)
-        self.metrics = {name: round(float(value), 6) for name, value in values.items()}
-        self._show_media()
-        self._distances, self._media = [], {}
+        self.close_validation({"validation/statistics": distance.mean()}, style, distance)
+        self._distances = []

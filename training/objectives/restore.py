@@ -368,9 +368,7 @@ class RestoreObjective(Objective):
         self._heard.append((batch.style, result, unchanged))
         if self.witness is not None:
             self.testified.append(self._recognised(batch, pair.target))
-        for row, style in enumerate(batch.style.tolist()):
-            if style not in self._media and len(self._media) < self.recipe.trainer.media_count:
-                self._media[style] = (pair.input[row].cpu(), answer[row].cpu(), pair.target[row].cpu())
+        self.keep_media(batch.style, pair.input, answer, pair.target)
 
     def _recognised(self, batch: Batch, played: Tensor) -> Tensor:
         """Which excerpts, laid from recordings [batch, samples] in another style, the witness takes for it: 0 or 1."""
@@ -401,17 +399,28 @@ class RestoreObjective(Objective):
         values["validation/unchanged"] = torch.cat([unchanged for _, _, unchanged in self._heard]).mean()
         for name in self._heard[0][1].terms:
             values[f"validation/{name}"] = torch.cat([result.terms[name] for _, result, _ in self._heard]).mean()
+        self.close_validation(values, styles, totals)
+        self._heard = []
+
+    def close_validation(self, values: dict[str, Tensor], styles: Tensor, losses: Tensor) -> None:
+        """Log ``values``, the ``losses`` [rows] of each of the ``styles`` [rows], what the witness said, and media."""
         for row, style in enumerate(self.recipe.style):
             if bool((styles == row).any()):
-                values[f"validation/style/{style.id}"] = totals[styles == row].mean()
+                values[f"validation/style/{style.id}"] = losses[styles == row].mean()
         if self.testified:
             values["validation/style_recognised"] = torch.cat(self.testified).mean().to(self.device)
-            self.testified = []
         self.log_dict(values, sync_dist=True)
-        self.log("validation_loss", values["validation/loss"], prog_bar=True, logger=False, sync_dist=True)
+        self.log("validation_loss", losses.mean(), prog_bar=True, logger=False, sync_dist=True)
         self.metrics = {name: round(float(value), 6) for name, value in values.items()}
         self._show_media()
-        self._heard, self._media = [], {}
+        self.testified, self._media = [], {}
+
+    def keep_media(self, styles: Tensor, *sounds: Tensor) -> None:
+        """Of ``sounds`` [rows, samples], three of each row, the first of each of the ``styles`` [rows], to be shown."""
+        for row, style in enumerate(styles.tolist()):
+            if style not in self._media and len(self._media) < self.recipe.trainer.media_count:
+                first, second, third = (sound[row].cpu() for sound in sounds)
+                self._media[style] = (first, second, third)
 
     def configure_optimizers(self) -> Any:
         config, steps = self.recipe.optimiser, self.recipe.trainer.steps
