@@ -240,7 +240,7 @@ class FileInfo:
 def file_info(path: Path) -> FileInfo:
     """Raises AudioFileError for a file that is missing, unreadable or empty."""
     if not path.is_file():
-        raise AudioFileError(f"{path}: there is no such file")
+        raise AudioFileError(f"{path}: there is no such file; check the path")
     try:
         info = soundfile.info(str(path))
     except (soundfile.SoundFileError, RuntimeError) as error:

@@ -85,7 +85,7 @@ def other_model(settings: CompareSettings, provider: str, sample_rate: int, hop_
     Raises CompareError, ProviderError.
     """
     if not settings.path.is_file():
-        raise CompareError(f"{settings.path}: there is no such file")
+        raise CompareError(f"{settings.path}: there is no such file; check the path")
     try:
         bundle = read_bundle(settings.path)
     except BundleError:

@@ -86,7 +86,7 @@ MixOption = Annotated[
 
 @app.callback()
 def _about() -> None:
-    """Play one instrument, hear another, 5 ms later."""
+    """Play one instrument, hear another, 3 ms later."""
 
 
 def model_file(path: Path | None) -> Path:

@@ -140,7 +140,7 @@ class MidiMap:
                 values["controllers"] = DEFAULT_CONTROLLERS | values["controllers"]
             return dacite.from_dict(cls, values, dacite.Config(strict=True))
         except FileNotFoundError:
-            raise MidiError(f"{path}: there is no such file") from None
+            raise MidiError(f"{path}: there is no such file; check the path") from None
         except (OSError, ValueError, dacite.DaciteError) as error:
             raise MidiError(f"{path}: {error}") from None
 
@@ -217,7 +217,7 @@ def read_midi_file(path: Path) -> list[tuple[float, bytes]]:
     import mido
 
     if not path.is_file():
-        raise MidiError(f"{path}: there is no such file")
+        raise MidiError(f"{path}: there is no such file; check the path")
     try:
         events, seconds = [], 0.0
         for message in mido.MidiFile(str(path)):

@@ -167,7 +167,7 @@ def plan_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
             raise AudioFileError(f"{source}: has no sound files ({', '.join(AUDIO_SUFFIXES)})")
         return [(path, target / path.relative_to(source)) for path in found]
     if not source.is_file():
-        raise AudioFileError(f"{source}: there is no such file or folder")
+        raise AudioFileError(f"{source}: there is no such file or folder; check the path")
     if target.is_dir() or (target.suffix.lower() not in AUDIO_SUFFIXES and not target.suffix):
         return [(source, target / source.name)]
     return [(source, target)]

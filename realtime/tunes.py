@@ -56,7 +56,7 @@ def read_tune(path: Path) -> Tune:
     A note that several channels begin together is one. Raises MidiError, also for a file without notes.
     """
     if not path.is_file():
-        raise MidiError(f"{path}: there is no such file")
+        raise MidiError(f"{path}: there is no such file; check the path")
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ValueError(f"it is larger than {MAX_FILE_BYTES} bytes")

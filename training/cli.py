@@ -311,7 +311,7 @@ def _check_targets(errors: Console, *targets: Path | None) -> None:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="The model file to judge.")],
+    model: Annotated[Path, typer.Argument(help="The model file to judge, or the name of a shipped one.")],
     inputs: Annotated[Path, typer.Option(help="Folder of recordings to restyle, which no model was trained on.")],
     references: Annotated[Path, typer.Option(help="Folder with a folder of real recordings per style, named its id.")],
     styles: Annotated[str | None, typer.Option(help="Only these: violin,choir; default: all of the model.")] = None,
@@ -336,7 +336,7 @@ def evaluate(
     """
     console, errors = Console(), Console(stderr=True)
     try:
-        from realtime.bundle import BundleError, ProviderError, StyleError
+        from realtime.bundle import BundleError, ProviderError, StyleError, named_model
         from realtime.files import NewFile
         from training.evaluate import EvaluationError, EvaluationOptions
         from training.evaluate import evaluate as run
@@ -350,7 +350,7 @@ def evaluate(
         raise typer.BadParameter("not with --baseline: alone is without one", param_hint="--alone")
     options = EvaluationOptions(
         styles=tuple(name.strip() for name in (styles or "").split(",") if name.strip()),
-        baseline=baseline,
+        baseline=named_model(baseline) if baseline else None,
         alone=alone,
         seconds=seconds,
         provider=provider,
@@ -360,7 +360,7 @@ def evaluate(
     try:
         with Progress(console=errors, transient=True) as progress:
             tell = _teller(progress)
-            result = run(model, inputs, references, options, tell)
+            result = run(named_model(model), inputs, references, options, tell)
         if json_path:
             with NewFile(json_path) as part:
                 part.write_text(json.dumps(result.figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
