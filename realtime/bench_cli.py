@@ -37,6 +37,9 @@ def bench(
     soak_minutes: Annotated[
         float | None, typer.Option("--soak", min=0.05, help="Only this: minutes of drop-outs beside an idle client's.")
     ] = None,
+    inference: Annotated[
+        str | None, typer.Option(help="With --soak: worker, deferred or callback, as 'live' takes it.")
+    ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append the figures to this file, one line of JSON a run.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the figures to this PNG.")] = None,
@@ -51,8 +54,13 @@ def bench(
     from realtime.bundle import BundleError, ProviderError
     from realtime.files import NewFile, check_writable
     from realtime.jack_server import JackServerError
+    from realtime.live import INFERENCES
 
     console = Console()
+    if inference is not None and soak_minutes is None:
+        raise typer.BadParameter("is for --soak; the rest measures the graph by itself", param_hint="--inference")
+    if inference is not None and inference not in INFERENCES:
+        raise typer.BadParameter(f"'{inference}' is none of {', '.join(INFERENCES)}", param_hint="--inference")
     for path in (json_path, plot, log):
         if path is not None:
             try:
@@ -71,7 +79,7 @@ def bench(
         signal.signal(number, signal.default_int_handler)
     try:
         if soak_minutes is not None:
-            figures = _soak(model_file(model), provider, soak_minutes, write_json)
+            figures = _soak(model_file(model), provider, soak_minutes, inference or "worker", write_json)
         else:
             other = CompareSettings(compare, compare_hop, compare_rate) if compare else None
             settings = BenchSettings(model_file(model), provider, hops, startup, max_channels, other)
@@ -104,7 +112,9 @@ def _jack_bench(model: Path, provider: str, switches: int) -> Callable[[Callable
     return lambda say: measure_jack(read_bundle(model), JackSettings(provider, switches), say)
 
 
-def _soak(model: Path, provider: str, minutes: float, write_json: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def _soak(
+    model: Path, provider: str, minutes: float, inference: str, write_json: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """The figures of a soak, written after every slice; Ctrl-C ends it with what there is."""
     from realtime.bench import MeasureError, origin, read_measurable
     from realtime.soak import SoakSettings, soak
@@ -123,7 +133,7 @@ def _soak(model: Path, provider: str, minutes: float, write_json: Callable[[dict
         figures = origin(bundle, provider)
         slices = soak(
             bundle,
-            SoakSettings(provider, minutes),
+            SoakSettings(provider, minutes, inference),
             lambda: stop_asked,
             lambda text: console.print(text, **PLAIN),
         )

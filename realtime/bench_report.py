@@ -130,7 +130,9 @@ def _jack_rows(figures: dict[str, Any]) -> Rows:
 
 def _soak_rows(figures: dict[str, Any]) -> Rows:
     soak = figures["soak"]
-    rows: Rows = [("soak", f"{soak['seconds']:.0f} s measured in slices of {soak['slice_s']:g} s")]
+    rows: Rows = [
+        ("soak", f"{soak['seconds']:.0f} s measured in slices of {soak['slice_s']:g} s, inference {soak['inference']}")
+    ]
     for period in soak["periods"]:
         for kind in ("restyle", "idle"):
             one = period[kind]

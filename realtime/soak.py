@@ -36,10 +36,14 @@ WARM_SHARE = 1 / 2
 
 @dataclass(frozen=True)
 class SoakSettings:
-    """How long in all, shared by the periods and the two kinds of slices, and how many MIDI messages a second."""
+    """How long in all, shared by the periods and the two kinds of slices, and how many MIDI messages a second.
+
+    ``inference`` as in LiveSettings.
+    """
 
     provider: str = "cpu"
     minutes: float = 30.0
+    inference: str = "worker"
     periods_samples: tuple[int, ...] = (64, 128)
     slice_s: float = 30.0
     messages_per_second: int = 1_000
@@ -244,7 +248,12 @@ def _restyle_turn(
     memory: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         live = LiveSettings(
-            bundle.path, input_device=PLAYER, midi=PLAYER, provider=settings.provider, record=Path(folder) / "take"
+            bundle.path,
+            input_device=PLAYER,
+            midi=PLAYER,
+            provider=settings.provider,
+            record=Path(folder) / "take",
+            inference=settings.inference,
         )
         with Performance(live) as performance:
             with _flooded(player):
@@ -365,6 +374,7 @@ def soak_figures(slices: list[Slice], settings: SoakSettings, sample_rate: int) 
         )
     return {
         "minutes": settings.minutes,
+        "inference": settings.inference,
         "slice_s": round(settings.real_slice_s, 2),
         "seconds": round(sum(one.seconds for one in slices), 1),
         "messages_per_second": settings.messages_per_second,

@@ -339,13 +339,15 @@ def running_bench(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 @needs_jack
 def test_a_short_soak_gives_every_figure(tmp_path: Path) -> None:
     path, plot = tmp_path / "soak.json", tmp_path / "soak.png"
-    with running_bench("--soak", "0.1", "--json", str(path), "--plot", str(plot)) as process:
+    arguments = ("--soak", "0.1", "--inference", "deferred", "--json", str(path), "--plot", str(plot))
+    with running_bench(*arguments) as process:
         out, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, (out, err)
         await_nothing_left(process.pid)
     figures = json.loads(path.read_text())
     assert figures["model"] == "bank" and figures["machine"] and figures["commit"]
     soak = figures["soak"]
+    assert soak["inference"] == "deferred"
     assert [period["period_samples"] for period in soak["periods"]] == [64, 128]
     assert [(one["period_samples"], one["kind"]) for one in soak["slices"]] == [
         (64, "restyle"),
@@ -426,6 +428,17 @@ def test_a_ratio_is_one_where_nothing_happened_and_per_second_elsewhere() -> Non
     assert ratio(9, 30.0, 0, 30.0) == 10.0
     assert ratio(3, 30.0, 1, 15.0) == 1.0
     assert ratio(3, 30.0, 0, 0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--inference", "deferred"), "is for --soak"),
+        (("--soak", "1", "--inference", "none"), "'none' is none of worker"),
+    ],
+)
+def test_where_the_graph_runs_is_for_soaks_and_one_of_three(arguments: tuple[str, ...], text: str) -> None:
+    assert text in bench(*arguments, code=2)[1]
 
 
 def test_a_soak_shares_its_minutes_out() -> None:
