@@ -25,6 +25,8 @@ LOSSLESS_SUFFIXES = (".wav", ".flac", ".aif", ".aiff", ".caf")
 _SUBTYPES = dict.fromkeys(LOSSLESS_SUFFIXES, "PCM_24") | {".ogg": "VORBIS", ".opus": "OPUS", ".mp3": "MPEG_LAYER_III"}
 AUDIO_SUFFIXES = tuple(_SUBTYPES)
 _INVALID_RATE, _INVALID_CHANNELS = -9997, -9998
+_UNLIKE_ENDS = -9993  # input and output that cannot run together
+_BLOCK_TOO_LONG, _BLOCK_TOO_SHORT = -9991, -9990
 _kept_for_portaudio: list[Any] = []
 
 
@@ -56,6 +58,8 @@ class Device:
     sample_rate: float
     default_input: bool
     default_output: bool
+    default_input_of_api: bool = False
+    default_output_of_api: bool = False
 
     def __str__(self) -> str:
         return f"{self.index}: {self.name} ({self.host_api}, {self.inputs} in, {self.outputs} out)"
@@ -126,15 +130,17 @@ def list_devices() -> list[Device]:
             float(info["default_samplerate"]),
             index == default_in,
             index == default_out,
+            index == apis[info["hostapi"]]["default_input_device"],
+            index == apis[info["hostapi"]]["default_output_device"],
         )
         for index, info in enumerate(sd.query_devices())
     ]
 
 
 def find_device(devices: list[Device], wanted: str | None, direction: str) -> Device:
-    """The device by index or part of its name, or the default; ``direction`` is 'input' or 'output'.
+    """The device by index, part of its name, host API (that one's default) or ``api:part``, or the default.
 
-    Raises DeviceError with the list when nothing, or more than one device, fits.
+    ``direction`` is 'input' or 'output'. Raises DeviceError with the list when nothing, or more than one device, fits.
     """
     usable = [d for d in devices if (d.inputs if direction == "input" else d.outputs)]
     listing = "; ".join(map(str, usable)) or "none"
@@ -153,6 +159,13 @@ def find_device(devices: list[Device], wanted: str | None, direction: str) -> De
     part = wanted.casefold()
     exact = [d for d in usable if d.name.casefold() == part]
     found = exact or [d for d in usable if part in f"{d.name} {d.host_api}".casefold()]
+    if not found and ":" in part:
+        api, _, name = (text.strip() for text in part.partition(":"))
+        found = [d for d in usable if api in d.host_api.casefold() and name in d.name.casefold()]
+    if len(found) > 1 and all(part in d.host_api.casefold() for d in found):
+        found = [
+            d for d in found if (d.default_input_of_api if direction == "input" else d.default_output_of_api)
+        ] or found
     if not found:
         raise DeviceError(f"no {direction} device is called '{wanted}'; there are: {listing}")
     if len(found) > 1:
@@ -224,6 +237,16 @@ def open_duplex(
             ) from None
         if code == _INVALID_CHANNELS:
             raise DeviceError(f"{names}: cannot open {channels} inputs and {outputs} outputs") from None
+        if code in (_BLOCK_TOO_LONG, _BLOCK_TOO_SHORT):
+            size = "long" if code == _BLOCK_TOO_LONG else "short"
+            raise DeviceError(
+                f"{names}: blocks of {block} samples are too {size} for it; use --block 0, which leaves the length to "
+                "the driver, or another length"
+            ) from None
+        if code == _UNLIKE_ENDS:
+            raise DeviceError(
+                f"{names}: cannot run together; choose both from one host API with --input and --output"
+            ) from None
         raise DeviceError(f"{names}: cannot be opened: {error.args[0]}") from None
 
 

@@ -49,8 +49,10 @@ ModelOption = Annotated[Path | None, typer.Option("--model", "-m", help="Model f
 LearnedOption = Annotated[
     list[Path] | None, typer.Option(help="Style file of 'restyle learn'; give it again for more.")
 ]
-InputOption = Annotated[str | None, typer.Option("--input", help="Audio input: index or part of the name.")]
-OutputOption = Annotated[str | None, typer.Option(help="Audio output: index or part of the name.")]
+InputOption = Annotated[
+    str | None, typer.Option("--input", help="Audio input: index, part of the name, host API or API:part.")
+]
+OutputOption = Annotated[str | None, typer.Option(help="Audio output: index, part of the name, host API or API:part.")]
 ChannelsOption = Annotated[int, typer.Option(min=1, max=64, help="Input channels to restyle.")]
 BlockOption = Annotated[
     int, typer.Option(min=0, max=8192, help="Block in samples; 0: one hop, with JACK the server's period.")

@@ -12,12 +12,22 @@ from realtime.audio import Device, DeviceError, NoDeviceError, find_device, open
 from realtime.engine import EngineSettings, device_latency_samples, no_device_report
 
 
-def device(index: int = 0, inputs: int = 2, outputs: int = 2, name: str = "box", default: bool = False) -> Device:
-    return Device(index, name, "ALSA", inputs, outputs, 48_000.0, default, default)
+def device(
+    index: int = 0,
+    inputs: int = 2,
+    outputs: int = 2,
+    name: str = "box",
+    default: bool = False,
+    api: str = "ALSA",
+    default_of_api: bool = False,
+) -> Device:
+    return Device(
+        index, name, api, inputs, outputs, 48_000.0, default, default, default_of_api, default_of_api and outputs > 0
+    )
 
 
 class RefusedError(Exception):
-    pass
+    """What PortAudio raises: a text and a number."""
 
 
 def opened_channels(source: Device, sink: Device, channels: int) -> tuple[int, int]:
@@ -39,6 +49,25 @@ def test_channels_that_a_device_does_not_have_are_refused_on_either_side() -> No
         DeviceError, match=r"'box' has 2 output channels, 4 were asked for; use --channels 2, or .*--out"
     ):
         opened_channels(device(inputs=8), device(), 4)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (-9990, r"'box': blocks of 16 samples are too short for it; use --block 0"),
+        (-9991, r"'box': blocks of 16 samples are too long for it; use --block 0"),
+        (-9997, r"'box': cannot run at 48000 Hz \(its own is 48000 Hz\); set the device"),
+        (-9993, r"'box': cannot run together; choose both from one host API"),
+        (-9999, r"'box': cannot be opened: no"),
+    ],
+)
+def test_what_a_driver_refuses_is_said_with_the_remedy(code: int, text: str) -> None:
+    def refuse(**_: object) -> None:
+        raise RefusedError("no", code)
+
+    library: Any = SimpleNamespace(Stream=refuse, PortAudioError=RefusedError)
+    with pytest.raises(DeviceError, match=text):
+        open_duplex(library, device(), device(), 48_000, 16, 1, lambda *_: None)
 
 
 def settings(**devices: str) -> EngineSettings:
@@ -72,6 +101,35 @@ def test_the_default_is_meant_where_nothing_is_named() -> None:
     assert find_device(devices[:1], None, "output").index == 0
     with pytest.raises(NoDeviceError, match="no audio input device"):
         find_device([device(inputs=0)], None, "input")
+
+
+def test_a_device_is_meant_by_index_part_of_its_name_or_host_api() -> None:
+    devices = [
+        device(0, name="default", default=True),
+        device(1, name="Scarlett 2i2: USB Audio (hw:1,0)", default_of_api=True),
+        device(2, name="system", api="JACK Audio Connection Kit"),
+        device(3, name="PulseAudio", api="JACK Audio Connection Kit", default_of_api=True),
+        device(4, name="Scarlett 2i2", api="Windows WASAPI"),
+    ]
+    for wanted, index in {
+        "2": 2,
+        "usb audio": 1,
+        "hw:1,0": 1,
+        "default": 0,
+        "jack": 3,
+        "alsa": 1,
+        "JACK: system": 2,
+        "wasapi:scarlett": 4,
+        "Scarlett 2i2": 4,
+    }.items():
+        assert find_device(devices, wanted, "input").index == index, wanted
+    for wanted, text in {
+        "scarlett": "'scarlett' fits several input devices, give the index: 1: .*4: ",
+        "9": "input device 9 does not exist; there are: 0: ",
+        "jack:usb": "no input device is called 'jack:usb'; there are: 0: ",
+    }.items():
+        with pytest.raises(DeviceError, match=text):
+            find_device(devices, wanted, "input")
 
 
 def test_latency_is_what_portaudio_reports_but_with_jack() -> None:
