@@ -537,7 +537,7 @@ def refused(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "jack_server", [(44_100, 128), (96_000, 64)], indirect=True, ids=lambda p: f"{p[0]}Hz-period{p[1]}"
+    "jack_server", [(44_100, 128), (88_200, 128), (96_000, 64)], indirect=True, ids=lambda p: f"{p[0]}Hz-period{p[1]}"
 )
 def test_a_server_at_another_rate_is_resampled_with_one_exact_delay_and_replays(
     jack_server: JackServer, musician: Musician, tmp_path: Path
