@@ -70,10 +70,60 @@ class Replayed:
 
 
 def read_show(folder: Path) -> Show:
-    """Raises ShowError for a folder that is no show, or of another version; a killed one is read as far as it goes."""
+    """Raises ShowError for a folder that is no show, of another version, or with less sound than it ended with.
+
+    A killed one, which has no ending, is read as far as it goes.
+    """
     journal = folder / JOURNAL_NAME
+    entries = _entries(journal)
+    heading = _heading(journal, entries[0])
+    lengths: dict[Path, int] = {}
+    for name in (INPUT_NAME, OUTPUT_NAME):
+        try:
+            info = soundfile.info(str(folder / name))
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            raise ShowError(f"{folder / name}: cannot be read ({error})") from None
+        if (info.samplerate, info.channels) != (heading.sample_rate, heading.channels):
+            raise ShowError(
+                f"{folder / name}: is {info.samplerate} Hz, {info.channels} channels; the show has "
+                f"{heading.sample_rate} Hz, {heading.channels}: it is not the file that was recorded"
+            )
+        lengths[folder / name] = info.frames
+    lives: list[Life] = []
+    ended, recorded = False, 0
+    for number, entry in enumerate(entries[1:], 2):
+        try:
+            _take(entry, lives)
+            if entry.get("ended"):
+                ended, recorded = True, int(entry.get("frames", 0))  # shows of earlier versions do not say how many
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+            raise ShowError(f"{journal}: line {number}: {json.dumps(entry)[:80]} is not understood") from None
+    if not lives:
+        raise ShowError(f"{journal}: holds no start of a performance; nothing was recorded")
+    for path, length in lengths.items():
+        if length < recorded:
+            raise ShowError(
+                f"{path}: holds {length} of the {recorded} frames that were recorded, it was cut short since; "
+                "copy the folder again"
+            )
+    frames = min(lengths.values())
+    stops = [*(life.start_frame for life in lives[1:]), frames]
+    return Show(
+        folder,
+        heading,
+        # One that waited for its device in vain, or found it at another rate, left no sound.
+        tuple(life for life, stop in zip(lives, stops, strict=True) if life.start_frame < min(stop, frames)),
+        frames,
+        ended,
+        sum(int(entry.get("dropped_frames", 0)) for entry in entries),
+        sum("midi" in entry for entry in entries),
+    )
+
+
+def _entries(journal: Path) -> list[dict[str, Any]]:
+    """The lines of a journal, at least one, but not a last one that its writer was killed in. Raises ShowError."""
     try:
-        lines = journal.read_text(encoding="utf-8").splitlines()
+        lines = journal.read_bytes().splitlines()
     except OSError as error:
         raise ShowError(
             f"{journal}: cannot be read ({error.strerror}); give a folder that 'restyle live --record' made"
@@ -86,42 +136,13 @@ def read_show(folder: Path) -> Show:
                 raise ValueError("no JSON object")
         except ValueError as error:
             if number == len(lines):
-                break  # its writer was killed in the middle of it
+                break
             raise ShowError(f"{journal}: line {number}: is damaged ({error}); copy the folder again") from None
         entries.append(entry)
-    heading = _heading(journal, entries[0] if entries else {})
-    lengths = []
-    for name in (INPUT_NAME, OUTPUT_NAME):
-        try:
-            info = soundfile.info(str(folder / name))
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            raise ShowError(f"{folder / name}: cannot be read ({error})") from None
-        if (info.samplerate, info.channels) != (heading.sample_rate, heading.channels):
-            raise ShowError(
-                f"{folder / name}: is {info.samplerate} Hz, {info.channels} channels; the show has "
-                f"{heading.sample_rate} Hz, {heading.channels}: it is not the file that was recorded"
-            )
-        lengths.append(info.frames)
-    lives: list[Life] = []
-    for number, entry in enumerate(entries[1:], 2):
-        try:
-            _take(entry, lives)
-        except (KeyError, TypeError, ValueError, IndexError):
-            raise ShowError(f"{journal}: line {number}: {json.dumps(entry)[:80]} is not understood") from None
-    if not lives:
-        raise ShowError(f"{journal}: holds no start of a performance; nothing was recorded")
-    frames = min(lengths)
-    stops = [*(life.start_frame for life in lives[1:]), frames]
-    return Show(
-        folder,
-        heading,
-        # One that waited for its device in vain, or found it at another rate, left no sound.
-        tuple(life for life, stop in zip(lives, stops, strict=True) if life.start_frame < min(stop, frames)),
-        frames,
-        any(entry.get("ended") for entry in entries),
-        sum(int(entry.get("dropped_frames", 0)) for entry in entries),
-        sum("midi" in entry for entry in entries),
-    )
+    if not entries:
+        state = "has no whole line" if lines else "is empty"
+        raise ShowError(f"{journal}: {state}: nothing was recorded, or it was lost in a copy; copy the folder again")
+    return entries
 
 
 def _heading(journal: Path, entry: dict[str, Any]) -> ShowHeading:

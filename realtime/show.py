@@ -266,14 +266,18 @@ class Recorder:
         return self._over.is_set()
 
     def finish(self) -> list[Path]:
-        """Write out what is left and bring both files to one length; the files that are there now. Once."""
+        """Write out what is left and bring both files to one length; the files that are there now. Once.
+
+        The journal ends with that length: a file that is shorter later has lost something.
+        """
         self._over.set()
         self._thread.join(FINISH_TIMEOUT_S)
         writers = (self._input, self._output)
         if self._thread.is_alive():
             self.problem = f"the disk has not answered for {FINISH_TIMEOUT_S:g} s; what it took is in {self.folder}"
             return []
-        paths = []
+        paths: list[Path] = []
+        ending: dict[str, bool | int] = {"ended": True}
         try:
             kept = min(writer.finish() for writer in writers)
             if kept < self._output.frames and not self.problem:
@@ -281,12 +285,13 @@ class Recorder:
             for writer in writers:
                 writer.cut(kept)
                 paths.append(writer.path)
+            ending["frames"] = kept
         except AudioFileError as error:
             self.problem = self.problem or str(error)
         with contextlib.suppress(OSError):
             if self.dropped_frames:
                 self._journal.write(json.dumps({"dropped_frames": self.dropped_frames}) + "\n")
-            self._journal.write(json.dumps({"ended": True}) + "\n")
+            self._journal.write(json.dumps(ending) + "\n")
             self._journal.close()
         return [*paths, self.folder / JOURNAL_NAME]
 

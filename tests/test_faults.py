@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,8 +24,11 @@ import soundfile
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
 from realtime.ensemble import ALONE, Part, Parts, join
 from realtime.jack_server import JackServer
+from realtime.limiter import limit
+from realtime.stream import Stream
 from realtime.worker import SHORTEST_LIFE_S, LateError, RemoteStream, Workers
 from tests.test_live_jack import (
+    BUNDLE,
     GUITAR,
     HOP,
     LATENCY,
@@ -245,16 +250,149 @@ def test_a_full_disk_ends_the_recording_and_not_the_performance(tmp_path: Path) 
     assert again["equal"] == again["compared"] == len(played)
 
 
-def test_a_killed_performance_leaves_a_show_that_can_be_read_and_played_again(tmp_path: Path) -> None:
-    take = tmp_path / "take"
-    with restyle_live("--clip", str(DEMO_CLIP), "--loop", "--record", str(take)) as restyle:
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB, which two sound files fill in less than three seconds."""
+    mount, umount = shutil.which("mount"), shutil.which("umount")
+    if os.geteuid() != 0 or mount is None or umount is None:
+        pytest.skip("a small disk is a tmpfs: it takes root, mount and umount")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=1m", "restyle-test", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        # Lazy: also when a process that a failed test left behind still has a file open there.
+        subprocess.run([umount, "--lazy", str(disk)], check=True)
+
+
+def test_a_disk_without_room_for_another_byte_ends_the_recording_and_not_the_performance(small_disk: Path) -> None:
+    take = small_disk / "take"
+    clip = soundfile.info(DEMO_CLIP)
+    with restyle_live("--clip", str(DEMO_CLIP), "--record", str(take)) as restyle:
         restyle.await_sound()
-        wait_for(lambda: soundfile.info(take / "output.wav").duration > 3.0, "three seconds")
-        restyle.process.kill()
-        restyle.process.communicate(timeout=60)
-    assert soundfile.info(take / "input.wav").duration > 3.0
+        wait_for(lambda: shutil.disk_usage(small_disk).free == 0, "a full disk")
+        out, err = restyle.end(interrupt=False)
+    summary = next(line for line in reversed(out.splitlines()) if "restarts" in line)
+    assert float(summary.split()[0]) >= int(10 * clip.duration) / 10 and "errors 0" in summary
+    assert "is the disk full?" in out and "recording stopped" in err and "Traceback" not in err
+    recorded, played = (soundfile.info(take / name).frames for name in ("input.wav", "output.wav"))
+    assert recorded == played > RATE
     again = replay(take)
-    assert not again["whole"] and again["equal"] == again["compared"] == again["frames"] > 3 * RATE
+    assert again["equal"] == again["compared"] == again["frames"] == played
+
+
+def test_a_killed_performance_leaves_a_show_up_to_its_last_second_that_can_be_played_again(
+    musician: Musician, tmp_path: Path
+) -> None:
+    """The last second before the kill, as the musician counts it."""
+    take = tmp_path / "take"
+    with restyle_live("--input", "musician", "--midi", "virtual", "--record", str(take)) as restyle:
+        restyle.await_sound()
+        musician.begin(np.tile(GUITAR, 20))
+        musician.rest(5 * RATE)
+        at = musician.position
+        restyle.process.kill()
+        restyle.process.communicate(timeout=PATIENCE_S)
+        restyle.await_nothing_left()
+    sent, _ = musician.since(0)
+    recorded, _ = soundfile.read(take / "input.wav", dtype="float32")
+    before = first(sent) - first(np.asarray(recorded, np.float32))  # restyle started after the musician
+    assert at - before - len(recorded) <= RATE
+    np.testing.assert_array_equal(recorded, sent[before : before + len(recorded)])
+    again = replay(take)
+    assert not again["whole"] and again["equal"] == again["compared"] == again["frames"]
+    assert at - before - again["frames"] <= RATE
+
+
+BREAKING_LEVEL = 0.95
+
+
+def write_breakable(path: Path) -> None:
+    """The shipped model with a division by zero before it: a sample above BREAKING_LEVEL becomes infinity.
+
+    What the model remembers is bad from then on, until it is reset.
+    """
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    model = onnx.load(DEFAULT_MODEL)
+    for node in model.graph.node:
+        node.input[:] = ["divided" if name == "audio" else name for name in node.input]
+    nodes = [
+        helper.make_node("Constant", [], ["level"], value_float=BREAKING_LEVEL),
+        helper.make_node("Abs", ["audio"], ["magnitude"]),
+        helper.make_node("LessOrEqual", ["magnitude", "level"], ["is_fine"]),
+        helper.make_node("Cast", ["is_fine"], ["one_or_zero"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Div", ["audio", "one_or_zero"], ["divided"]),
+    ]
+    for place, node in enumerate(nodes):
+        model.graph.node.insert(place, node)
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("inference", ["worker", "deferred"])
+def test_a_graph_that_gives_infinity_is_dry_for_those_hops_alone_and_replays(tmp_path: Path, inference: str) -> None:
+    """One sample breaks the graph, then one in each of forty hops."""
+    take, clip, model = tmp_path / "take", tmp_path / "clip.wav", tmp_path / "breakable.onnx"
+    write_breakable(model)
+    breaks = [RATE + 77, *(2 * RATE + 50 + hop * HOP for hop in range(40))]
+    music = GUITAR[: 4 * RATE].copy()
+    music[breaks] = 0.99
+    soundfile.write(clip, music, RATE, subtype="FLOAT")
+    arguments = ("--model", str(model), "--clip", str(clip), "--style", "violin", "--record", str(take))
+    with restyle_live(*arguments, "--inference", inference) as restyle:
+        restyle.await_sound()
+        out, err = restyle.end(interrupt=False)
+    recorded, played = (
+        np.asarray(soundfile.read(take / name, dtype="float32")[0], np.float32) for name in ("input.wav", "output.wav")
+    )
+    np.testing.assert_array_equal(recorded[: len(music)], music)
+    assert np.isfinite(played).all() and np.abs(played).max() <= 1.0
+
+    later = HOP if inference == "deferred" else 0
+    faults = {entry["hop"]: entry["event"] for entry in journal(take) if entry.get("event") in ("bad", "late")}
+    broken = {(sample + later) // HOP for sample in breaks}
+    # A deferred graph has begun the next hop, with what it remembers, when the bad answer is seen.
+    lasting = {hop + 1 for hop in broken} if later else set()
+    assert broken <= set(faults) <= broken | lasting and set(faults.values()) == {"bad"}
+    summary = next(line for line in reversed(out.splitlines()) if "restarts" in line)
+    assert f"bad in 0 out {len(faults)} " in summary and "dry 0 " in summary and "restarts 0" in summary and err == ""
+
+    delay = LATENCY + later
+    dry = np.pad(recorded, (delay, 0))[: len(recorded)]
+    limit(dry)
+    for hop in sorted(set(faults) & {hop + 1 for hop in faults}):
+        start = (hop + 1) * HOP
+        np.testing.assert_array_equal(played[start : start + HOP], dry[start : start + HOP])
+    wet = np.pad(offline(recorded, "violin"), (later, 0))[: len(recorded)]
+    for last in (breaks[0], breaks[-1]):
+        part = slice(last + RATE // 2, last + RATE)
+        assert rms(played[part] - wet[part]) < 0.5 * rms(played[part] - dry[part])
+
+    again = replay(take)
+    assert again["whole"] and again["equal"] == again["compared"] == again["frames"] == len(recorded)
+    assert again["fault_hops"] == len(faults)
+
+
+def test_the_breakable_graph_breaks_and_stays_broken_without_a_reset(tmp_path: Path) -> None:
+    """What the test before it stands on."""
+    write_breakable(tmp_path / "breakable.onnx")
+    stream = Stream(read_bundle(tmp_path / "breakable.onnx"))
+    music = GUITAR[None, : 20 * HOP].copy()
+    whole = Stream(BUNDLE).play(music)
+    np.testing.assert_array_equal(stream.play(music), whole)
+    stream.reset()
+    music[0, 5 * HOP + 3] = 0.99
+    broken = stream.play(music)
+    np.testing.assert_array_equal(broken[:, : 5 * HOP], whole[:, : 5 * HOP])
+    assert not np.isfinite(broken[:, 5 * HOP : 10 * HOP]).any()
+    stream.reset()
+    music[0, 5 * HOP + 3] = 0.9
+    assert np.isfinite(stream.play(music)).all()
 
 
 def test_a_flood_of_midi_disturbs_nothing(musician: Musician) -> None:

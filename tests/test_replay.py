@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
+from realtime.cli import app
 from realtime.controls import Performer
 from realtime.engine import HOP_FIELDS, METER_COUNT, Engine, EngineSettings
-from realtime.replay import read_show, replay
+from realtime.replay import ShowError, read_show, replay
 from realtime.ring import Mailbox, Ring
 from realtime.show import SHOW_FORMAT, Recorder, ShowHeading, event_width
 
@@ -98,3 +101,90 @@ def test_nothing_is_noted_after_the_end_of_a_recording(recording: tuple[Recorder
     recorder.note({"frame": 1000, "note": "too late"})
     assert "too late" not in (recorder.folder / "show.jsonl").read_text()
     assert recorder.over and recorder.seconds == 1000 / RATE
+
+
+@pytest.fixture
+def take(recording: tuple[Recorder, StartEngine]) -> Path:
+    """The folder of a finished show of 2000 frames."""
+    recorder, start = recording
+    with start() as engine:
+        play(engine, GUITAR[:2000])
+    recorder.finish()
+    return recorder.folder
+
+
+def cut(path: Path, lost_bytes: int) -> None:
+    os.truncate(path, path.stat().st_size - lost_bytes)
+
+
+@pytest.mark.parametrize("name", ["input.wav", "output.wav"])
+@pytest.mark.parametrize("lost_frames", [1, 1500])
+def test_a_show_that_lost_sound_after_its_end_is_refused_and_the_file_named(
+    take: Path, name: str, lost_frames: int
+) -> None:
+    assert read_show(take).whole
+    cut(take / name, 4 * lost_frames)
+    with pytest.raises(ShowError) as error:
+        read_show(take)
+    assert str(take / name) in str(error.value) and "copy the folder again" in str(error.value)
+    assert f"holds {2000 - lost_frames} of the 2000 frames that were recorded" in str(error.value)
+    result = CliRunner().invoke(app, ["replay", str(take)])
+    assert result.exit_code == 1 and "samples are the recorded ones" not in result.output
+
+
+def test_a_show_of_a_version_that_noted_no_length_is_read_as_far_as_its_sound_goes(take: Path) -> None:
+    journal = take / "show.jsonl"
+    journal.write_text(journal.read_text().replace(', "frames": 2000', ""))
+    assert journal.read_text().endswith('{"ended": true}\n')
+    cut(take / "output.wav", 4 * 500)
+    show = read_show(take)
+    again = replay(show, BUNDLE)
+    assert show.whole and again.equal == again.compared == again.frames == 1500
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1, 20])
+def test_a_show_whose_ending_is_gone_was_cut_off_and_plays_up_to_the_end_of_its_sound(
+    take: Path, kept_bytes: int
+) -> None:
+    """As kill -9 leaves it: without its last line, or with a part of it; one file may hold more than the other."""
+    ending = (take / "show.jsonl").read_bytes().splitlines(keepends=True)[-1]
+    cut(take / "show.jsonl", len(ending) - kept_bytes)
+    cut(take / "output.wav", 4 * 500)
+    show = read_show(take)
+    again = replay(show, BUNDLE)
+    assert not show.whole and again.equal == again.compared == again.frames == 1500
+
+
+def test_an_empty_journal_is_called_empty_and_one_without_a_whole_line_so(take: Path) -> None:
+    """And not made by another version."""
+    journal = take / "show.jsonl"
+    for kept_bytes, state in ((100, "has no whole line"), (0, "is empty")):
+        os.truncate(journal, kept_bytes)
+        with pytest.raises(ShowError) as error:
+            read_show(take)
+        assert str(error.value).startswith(f"{journal}: {state}: ") and "copy the folder again" in str(error.value)
+        assert "version" not in str(error.value)
+
+
+def test_a_journal_of_a_heading_alone_says_that_nothing_was_recorded(take: Path) -> None:
+    journal = take / "show.jsonl"
+    os.truncate(journal, journal.read_bytes().index(b"\n") + 1)
+    with pytest.raises(ShowError, match=r"show\.jsonl: holds no start of a performance; nothing was recorded"):
+        read_show(take)
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"\0" * 40, b"[1]"])
+def test_a_damaged_line_of_a_journal_is_named_by_its_number(take: Path, damage: bytes) -> None:
+    journal = take / "show.jsonl"
+    lines = journal.read_bytes().splitlines()
+    lines[1] = damage
+    journal.write_bytes(b"\n".join(lines))
+    with pytest.raises(ShowError, match=r"show\.jsonl: line 2: is damaged .*; copy the folder again"):
+        read_show(take)
+
+
+def test_an_ending_that_tells_no_number_of_frames_is_not_understood(take: Path) -> None:
+    journal = take / "show.jsonl"
+    journal.write_text(journal.read_text().replace('"frames": 2000', '"frames": Infinity'))
+    with pytest.raises(ShowError, match=r"line \d+: .*Infinity.* is not understood"):
+        read_show(take)
