@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 
 from realtime.bundle import DEMO_CLIP, DEMO_MIDI, Bundle, Golden, ProviderError, read_bundle
+from realtime.engine import may_lock_memory
 from realtime.ensemble import join
 from realtime.live import LiveSettings, NoAudioDeviceError, Performance, PerformanceError, Summary
 from realtime.midi import MidiError, MidiInputs, MidiMap, read_midi_file
@@ -86,8 +87,7 @@ def sound_check(settings: LiveSettings, seconds: float) -> Iterator[Finding]:
     yield check_memory()
     yield check_midi(settings)
     yield check_map(settings.midi_map)
-    if settings.record is not None:
-        yield check_disk(settings.record, settings.channels, bundle.manifest.spectral.sample_rate)
+    yield check_disk(settings.record, settings.channels, bundle.manifest.spectral.sample_rate)
 
 
 def check_model(bundle: Bundle) -> Finding:
@@ -329,21 +329,26 @@ def check_priority() -> Finding:
 
 def check_memory(size_bytes: int = LOCKED_BYTES) -> Finding:
     """Memory locking, tried: memory that is not locked may be on the disk when the sound needs it."""
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return Finding("memory", "pass", "this system has no limit on locked memory to ask for")
-    libc = ctypes.CDLL(None, use_errno=True)
-    with mmap.mmap(-1, size_bytes) as memory:
-        # Held only to learn its address, and let go before the memory is.
-        held = ctypes.c_char.from_buffer(memory)
-        locked = libc.mlock(ctypes.c_void_p(ctypes.addressof(held)), ctypes.c_size_t(size_bytes)) == 0
-        why = "" if locked else os.strerror(ctypes.get_errno())
-        del held
-    figures = {"granted": locked, "bytes": size_bytes}
-    size = f"{size_bytes / 2**20:.0f} MiB"
-    if not locked:
-        text = f"{size} cannot be locked into memory ({why}): the sound may have to wait for the disk"
+    if sys.platform != "linux":
+        return Finding("memory", "pass", "this system itself decides which memory stays off the disk")
+    import resource
+
+    libc, why = ctypes.CDLL(None, use_errno=True), ""
+    if not may_lock_memory():
+        why = f"the limit is {resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] / 2**20:g} MiB"
+    else:
+        with mmap.mmap(-1, size_bytes) as memory:
+            # Held only to learn its address, and let go before the memory is.
+            held = ctypes.c_char.from_buffer(memory)
+            if libc.mlock(ctypes.c_void_p(ctypes.addressof(held)), ctypes.c_size_t(size_bytes)):
+                why = os.strerror(ctypes.get_errno())
+            del held
+    figures = {"granted": not why, "bytes": size_bytes}
+    if why:
+        text = f"'live' cannot lock its processes into memory ({why}): the sound may have to wait for the disk"
         return Finding("memory", "warn", text, f"{LIMITS}, {JOIN}", figures)
-    return Finding("memory", "pass", f"{size} can be locked into memory", figures=figures)
+    text = f"'live' locks its processes into memory; {size_bytes / 2**20:.0f} MiB can be locked"
+    return Finding("memory", "pass", text, figures=figures)
 
 
 def _is_midi_file(midi: str | None) -> TypeGuard[str]:
@@ -385,24 +390,28 @@ def check_map(midi_map: MidiMap) -> Finding:
     return Finding("map", "pass", text, figures=figures)
 
 
-def check_disk(folder: Path, channels: int, rate: int) -> Finding:
-    """How many minutes of recording fit; nothing is written."""
-    if holds_recording(folder):
+def check_disk(folder: Path | None, channels: int, rate: int) -> Finding:
+    """How many minutes of recording fit into --record's folder; nothing is written.
+
+    Without --record, None, it is the current folder, and nothing fails: nobody has asked for a recording.
+    """
+    bad: Verdict = "warn" if folder is None else "fail"
+    if folder is not None and holds_recording(folder):
         text = f"{folder} holds a recording already"
-        return Finding("disk", "fail", text, "choose another folder for --record", {"minutes": 0.0})
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        return Finding("disk", bad, text, "choose another folder for --record", {"minutes": 0.0})
+    wanted = folder or Path()
+    existing = next(place for place in (wanted, *wanted.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return Finding(
-            "disk", "fail", f"{folder} cannot be made: {existing} is not writable", "choose another --record"
-        )
+        text = f"{folder or 'a recording'} cannot be made: {existing.absolute()} is not writable"
+        return Finding("disk", bad, text, "choose another --record")
     free = shutil.disk_usage(existing).free
     per_minute = 60 * rate * channels * RECORDED_BYTES
     minutes = min(free / (2 * per_minute), LARGEST_WAV_BYTES / per_minute)
     figures = {"free_bytes": free, "minutes": round(minutes, 1)}
-    text = f"{minutes:.0f} minutes of recording fit into {folder} ({free / 2**30:.1f} GiB free)"
+    text = f"{minutes:.0f} minutes of recording fit into {folder or 'the current folder'} ({free / 2**30:.1f} GiB free)"
     remedy = "free some space, or choose another disk with --record"
     if minutes < 1.0:
-        return Finding("disk", "fail", text, remedy, figures)
+        return Finding("disk", bad, text, remedy, figures)
     if minutes < SHORT_RECORDING_MINUTES:
         return Finding("disk", "warn", text, remedy, figures)
     return Finding("disk", "pass", text, figures=figures)

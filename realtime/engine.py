@@ -1,16 +1,18 @@
 """The audio process: a source, the processor, a sink, and nothing else that runs Python.
 
 It is started by ``live`` in a fresh interpreter. Controls come in and meters go out through shared memory; the pipe
-says 'ready', 'error' and 'ended', one that returns 'loaded' before it looks for its device, and hears 'stop'. If the
-parent goes away, the process ends.
+says 'ready', 'fault', 'error' and 'ended', one that returns 'loaded' before it looks for its device, and hears 'stop'.
+If the parent goes away, the process ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -52,6 +54,10 @@ MAX_BLOCK = 8192
 RISE_SAMPLES = 2048
 RETRY_S = 0.2
 HOP_FIELDS = ("hop_ms", "graph_ms")
+FAULT_INTERVAL_S = 1.0
+"""A graph may raise another text at every hop; the pipe and the performer are told no more often than that."""
+FAULT_CHARACTERS = 300
+MCL_CURRENT, MCL_FUTURE, CAP_IPC_LOCK = 1, 2, 14  # linux/mman.h, linux/capability.h
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,9 @@ class Engine:
         self.xruns = 0
         self.misses = 0
         self.errors = 0
+        self._block_fault = ""
+        self._told: set[str] = set()
+        self._told_at = 0.0
 
     def use_rate(self, sample_rate: int) -> None:
         """Play at this rate from now on; not while the stream runs. Raises RateError."""
@@ -179,9 +188,10 @@ class Engine:
             self.processor.controls = Controls.unpack(self._controls.read())
         try:
             self.plugin.process(block, out)
-        except Exception:
-            # Silence for one block beats an audio thread that is gone; the count is shown.
+        except Exception as error:
+            # Silence for one block beats an audio thread that is gone; the count and the text are shown.
             self.errors += 1
+            self._block_fault = f"{type(error).__name__}: {error}"
             out[:] = 0.0
             self._tell("error", self.frames)
         if self.settings.returning:
@@ -199,6 +209,18 @@ class Engine:
         if self.processor.journal:
             self._tell_journal()
         return out
+
+    def new_fault(self) -> str:
+        """In one line, what was raised last, the first time that it is asked for; '' where there is nothing new."""
+        now = time.monotonic()
+        if now - self._told_at < FAULT_INTERVAL_S:
+            return ""
+        for who, text in (("graph", self.processor.meters.fault), ("engine", self._block_fault)):
+            if text and text not in self._told:
+                self._told.add(text)
+                self._told_at = now
+                return f"the {who} failed: {' '.join(text.split())[:FAULT_CHARACTERS]}"
+        return ""
 
     @property
     def deferred_samples(self) -> int:
@@ -298,6 +320,8 @@ def engine_process(settings: EngineSettings, pipe: Connection) -> None:
         gc.collect()
         gc.freeze()
         gc.disable()
+        if settings.link is not None or settings.provider == "cpu":  # the libraries of a GPU are gigabytes
+            lock_memory()
         sys.setswitchinterval(5e-4)
         warnings.simplefilter("ignore", RuntimeWarning)  # bad numbers are counted; to print them would take time
         while not engine.ready:
@@ -324,6 +348,29 @@ def engine_process(settings: EngineSettings, pipe: Connection) -> None:
             engine.close()
 
 
+def may_lock_memory() -> bool:
+    """Whether this process may lock as much memory as it likes.
+
+    Under any limit, all that is locked counts, and memory that it asks for later would be refused.
+    """
+    if sys.platform != "linux":
+        return False
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+        return True
+    capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return capabilities is not None and bool(int(capabilities[1], 16) >> CAP_IPC_LOCK & 1)
+
+
+def lock_memory() -> bool:
+    """Keep all memory of this process, and what it takes later, where the sound need not wait for the disk.
+
+    False where the system does not grant it; nothing has changed then.
+    """
+    return may_lock_memory() and ctypes.CDLL(None).mlockall(MCL_CURRENT | MCL_FUTURE) == 0
+
+
 def no_device_report(settings: EngineSettings, error: NoDeviceError) -> tuple[str, str]:
     """What the parent hears where there is no audio: 'no_device', or an 'error' if a device was asked for by name."""
     asked = [
@@ -344,6 +391,12 @@ def _stop_asked(pipe: Connection, seconds: float) -> bool:
     except (EOFError, OSError):
         # Nobody is left who could end this process if PortAudio waited for its server for ever.
         os._exit(1)
+
+
+def _tell_fault(engine: Engine, pipe: Connection) -> None:
+    if text := engine.new_fault():
+        with contextlib.suppress(OSError):  # a parent that is gone is seen when it is asked for 'stop'
+            pipe.send(("fault", text))
 
 
 def choose_devices(settings: EngineSettings, listens: bool = True) -> tuple[Device, Device]:
@@ -423,6 +476,7 @@ def _play_device(engine: Engine, pipe: Connection) -> None:
     }
     pipe.send(("ready", ready))
     while not _stop_asked(pipe, 0.1):
+        _tell_fault(engine, pipe)
         if not stream.active:
             pipe.send(("error", f"{device_names(source, sink)}: went away during the performance"))
             # PortAudio waits for a dead JACK server for ever: in stop, in close, and when the interpreter exits.
@@ -467,5 +521,7 @@ def _play_clip(engine: Engine, clip: Path, pipe: Connection) -> None:
         played += block
         if settings.loop and at >= total:
             at = 0
-        if played % (block * max(1, 4096 // block)) == 0 and _stop_asked(pipe, 0):
-            return
+        if played % (block * max(1, 4096 // block)) == 0:
+            _tell_fault(engine, pipe)
+            if _stop_asked(pipe, 0):
+                return

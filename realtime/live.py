@@ -124,6 +124,8 @@ class Status:
     dropped_frames: int
     restarts: int = 0
     outages: int = 0
+    lost_ports: int = 0  # how many times a MIDI port went away
+    fault: str = ""  # what the graph or the engine raised last
     waiting_s: float | None = None  # for the audio device, since it went away
     last_event: Event | None = None
     heard: Heard | None = None  # None without a recogniser
@@ -177,6 +179,9 @@ class Performance:
         self._recent: deque[float] = deque(maxlen=STATUS_HOPS)
         self.events: list[Event] = []
         self.outages = 0
+        self.lost_ports = 0
+        self.fault = ""
+        self._port_news: deque[tuple[str, bool]] = deque()
 
     def _check_source(self) -> None:
         """Set what only a model of kind ``generate`` has. Raises PerformanceError for what this model has not."""
@@ -259,7 +264,7 @@ class Performance:
         self._start_engine(0, returning=False)
         with interrupts_held():
             if self._events is None:
-                self._inputs = MidiInputs(settings.midi, self._on_midi)
+                self._inputs = self._open_midi()
         if self._workers is not None:
             problem = self._workers.await_ready()
             if problem:
@@ -378,6 +383,9 @@ class Performance:
                 self._send_controls()
                 self._note_mix()
 
+    def _open_midi(self) -> MidiInputs:
+        return MidiInputs(self.settings.midi, self._on_midi, lambda *news: self._port_news.append(news))
+
     def _play_events(self) -> None:
         start = time.monotonic()
         for seconds, data in self._events or []:
@@ -405,6 +413,8 @@ class Performance:
         if self._workers is not None:
             for text in self._workers.watch():
                 self._happened(text)
+        while self._port_news:
+            self._note_port(*self._port_news.popleft())
         if self._listener is not None:
             self._listener.watch(self.sample_rate)
         alive = self._process.is_alive()  # before the pipe: its last words come first
@@ -416,6 +426,9 @@ class Performance:
                 self._is_back(message[1])
             elif message[0] in ("ready", "ended"):
                 return self._hear(message)
+            elif message[0] == "fault":
+                self.fault = message[1]
+                self._happened(self.fault)
             else:
                 self._lose_audio(*message)
         elif not alive:
@@ -431,11 +444,19 @@ class Performance:
                 self._reopen_midi()
         return False
 
+    def _note_port(self, name: str, there: bool) -> None:
+        """A MIDI port went away, or was opened after the start."""
+        if there:
+            self._happened(f"MIDI port {name} is heard")
+        else:
+            self.lost_ports += 1
+            self._happened(f"MIDI port {name} went away; once it is there again, it is heard by itself")
+
     def _reopen_midi(self) -> None:
         """After a JACK server came back; until then, try again at every look."""
         try:
             with interrupts_held():
-                self._inputs = MidiInputs(self.settings.midi, self._on_midi)
+                self._inputs = self._open_midi()
         except MidiError as error:
             logger.debug("%s", error)
         else:
@@ -521,6 +542,8 @@ class Performance:
             dropped_frames=recorder.dropped_frames if recorder else 0,
             restarts=self._workers.restarts if self._workers else 0,
             outages=self.outages,
+            lost_ports=self.lost_ports,
+            fault=self.fault,
             waiting_s=None if self._lost_at is None else time.monotonic() - self._lost_at,
             last_event=self.events[-1] if self.events else None,
             heard=None if self._listener is None else self._listener.heard(),

@@ -316,12 +316,18 @@ class MidiInputs:
     opened again, and where all ports are wanted, so is a new one. ``abandon`` and ``close`` are for the maker's thread.
     """
 
-    def __init__(self, wanted: str | None, on_message: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        wanted: str | None,
+        on_message: Callable[[bytes], None],
+        on_port: Callable[[str, bool], None] = lambda *_: None,
+    ) -> None:
         """``wanted``: an index of ``list_ports``, part of a port's name, 'virtual', or None for all ports there are.
 
-        Raises MidiError, with the list, when a wanted port does not exist.
+        ``on_port`` hears, on a thread of this class, the name of a port that went away (False) or was opened after the
+        start (True). Raises MidiError, with the list, when a wanted port does not exist.
         """
-        self._deliver = on_message
+        self._deliver, self._tell_port = on_message, on_port
         self._heard_at = 0.0
         self._virtual: _Port | None = None
         self._open: list[_Port] = []
@@ -378,8 +384,8 @@ class MidiInputs:
                 return True
         return False
 
-    def _consider(self, api: _Api, name: str) -> None:
-        """Open a port that is there if it is wanted."""
+    def _consider(self, api: _Api, name: str) -> bool:
+        """Open a port that is there if it is wanted; whether it is open now."""
         if self._only is not None:
             wanted = self._only == (api.number, _lasting_name(name)) and not self._open
         else:
@@ -389,6 +395,8 @@ class MidiInputs:
                 self._open_port(api, name)
             except MidiError as error:
                 logger.debug("%s", error)
+                return False
+        return wanted
 
     def _open_port(self, api: _Api, name: str) -> None:
         try:
@@ -419,18 +427,18 @@ class MidiInputs:
     def _compare(self, api: _Api, present: Sequence[str]) -> None:
         """Take note of ports of one API that went and came."""
         for port in [port for port in self._open if port.api == api and port.name not in present]:
-            logger.info("MIDI port %s is gone", port.name)
             self._open.remove(port)
             port.close()
             port.let_go()
+            self._tell_port(port.name, False)
         opened = {port.name for port in self._open if port.api == api}
         for name in present:
-            if name not in opened and not self._over.is_set():
-                self._consider(api, name)
+            if name not in opened and not self._over.is_set() and self._consider(api, name):
+                self._tell_port(name, True)
 
     def mute(self) -> None:
         """Deliver nothing any more; the ports stay open. Any thread."""
-        self._deliver = lambda _: None
+        self._deliver, self._tell_port = (lambda _: None), (lambda *_: None)
 
     def abandon(self) -> None:
         """Stop listening without closing: RtMidi waits for a JACK server that does not answer, for ever."""

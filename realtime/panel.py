@@ -96,25 +96,29 @@ def panel(performance: Performance, status: Status) -> RenderableType:
         f"p50 {hop['p50']:.2f}  p99 {hop['p99']:.2f}  max {hop['max']:.2f} of {budget:.2f} ms, "
         f"headroom {max(0.0, status.headroom):.0%}",
     )
-    faults = f"xruns {meters.xruns:.0f}, late hops {meters.misses:.0f}"
+    always = {"xruns": meters.xruns, "late hops": meters.misses}
     extra = {
         "dry for want of time": meters.late_hops,
         "graph restarts": status.restarts,
         "audio outages": status.outages,
+        "MIDI ports lost": status.lost_ports,
         "bad input": meters.bad_input_hops,
         "bad output": meters.bad_output_hops,
         "errors": meters.errors,
         "recording dropped frames": status.dropped_frames,
     }
-    faults += "".join(f", {name} {count:.0f}" for name, count in extra.items() if count)
+    counts = always | {name: count for name, count in extra.items() if count}
+    faults = ", ".join(f"{name} {count:.0f}" for name, count in counts.items())
     lines: list[RenderableType] = [
         Text(f"restyle  {performance.bundle.title}  {status.seconds:6.1f} s", style="bold"),
         table,
         Text(f"latency  {latency_line(performance, int(meters.block))}"),
-        Text(f"faults   {faults}", style="red" if meters.xruns or meters.misses or meters.errors else ""),
+        Text(f"faults   {faults}", style="red" if any(counts.values()) else ""),
         Text(f"sound    {source_line(performance)}"),
         Text(f"MIDI     {', '.join(performance.midi_names) or 'none'}"),
     ]
+    if status.fault:
+        lines.append(Text(f"raised   {status.fault}", style="red"))
     if status.waiting_s is not None:
         lines.append(Text(f"waiting  for the audio device, {status.waiting_s:.0f} s", style="bold red"))
     elif status.last_event is not None:
@@ -141,7 +145,9 @@ def status_line(status: Status) -> str:
         f"headroom {max(0.0, status.headroom):.0%}  xruns {status.meters.xruns:.0f}  "
         f"late {status.meters.misses:.0f}  bad in {status.meters.bad_input_hops:.0f} "
         f"out {status.meters.bad_output_hops:.0f}  dry {status.meters.late_hops:.0f}  "
-        f"errors {status.meters.errors:.0f}  restarts {status.restarts}  outages {status.outages}"
+        f"errors {status.meters.errors:.0f}  restarts {status.restarts}  outages {status.outages}  "
+        f"MIDI lost {status.lost_ports}"
         + ("" if status.heard is None else f"  hears {heard_text(status.heard)}")
         + ("" if status.waiting_s is None else f"  waiting for the device {status.waiting_s:.0f} s")
+        + (f"  raised: {status.fault}" if status.fault else "")
     )

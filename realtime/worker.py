@@ -194,6 +194,7 @@ def worker_process(model: Path, parts: Parts, provider: str, link: Link, slot: i
     exchange = Exchange.attach(link.exchange_name)
     words = exchange.words
     try:
+        from realtime.engine import lock_memory
         from realtime.ensemble import join, make_stream
 
         channels, samples = exchange.audio.shape
@@ -210,6 +211,8 @@ def worker_process(model: Path, parts: Parts, provider: str, link: Link, slot: i
     gc.collect()
     gc.freeze()
     gc.disable()
+    if provider == "cpu":  # the libraries of a GPU are gigabytes
+        lock_memory()
     be_urgent()
     with contextlib.suppress(OSError):
         pipe.send(("ready", ""))

@@ -7,6 +7,7 @@ and never wall time. The musician is a JACK client of the test's process; restyl
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
 from realtime.controls import Performer, select_mix
+from realtime.engine import may_lock_memory
 from realtime.jack_server import JackServer
 from realtime.processor import FADE_HOPS, Processor
 from realtime.replay import read_show, replay
@@ -527,6 +529,104 @@ def test_the_audio_process_does_not_outlive_the_one_that_started_it(jack_server:
         restyle.process.kill()
         restyle.process.communicate(timeout=PATIENCE_S)
         restyle.await_nothing_left()
+
+
+def notes_of(take: Path) -> list[str]:
+    """The events in the journal of a recording that may still go on."""
+    journal = take / "show.jsonl"
+    lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
+    return [
+        entry["note"] for entry in map(json.loads, filter(lambda line: line.endswith("\n"), lines)) if "note" in entry
+    ]
+
+
+def test_a_midi_port_that_goes_away_and_comes_back_is_told_and_counted(jack_server: JackServer, tmp_path: Path) -> None:
+    del jack_server
+    take = tmp_path / "take"
+    pedals = pedalboard()
+    with restyle_live("--clip", str(DEMO_CLIP), "--loop", "--midi", "pedalb", "--record", str(take)) as restyle:
+        restyle.await_sound()
+        with pedals:
+            pedals.send(program("violin"))
+        wait_for(lambda: len(notes_of(take)) == 1, "the loss of the port")
+        with pedalboard() as pedals:
+            wait_for(lambda: len(notes_of(take)) == 2, "the port")
+            pedals.send(program("trumpet"))
+            wait_for(lambda: '"midi": "c0 38"' in (take / "show.jsonl").read_text(), "the program change")
+            out, err = restyle.end()
+    gone, back = notes_of(take)
+    assert gone == "MIDI port pedalboard:pedals went away; once it is there again, it is heard by itself"
+    assert back == "MIDI port pedalboard:pedals is heard"
+    assert err == f"WARNING: {gone}\nWARNING: {back}\n"
+    assert "Trumpet 100%" in out and "MIDI lost 1" in next(
+        line for line in reversed(out.splitlines()) if "MIDI" in line
+    )
+    assert replay(read_show(take), BUNDLE).equal > RATE // 2
+
+
+def write_fragile_model(path: Path) -> None:
+    """The shipped model, which also looks up the level of its input in a table that ends below the demo clip's peak."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(DEFAULT_MODEL))
+    node, tensor = onnx.helper.make_node, onnx.numpy_helper.from_array
+    entries_a_unit = np.array(1.5 / np.abs(soundfile.read(DEMO_CLIP)[0]).max(), np.float32)
+    model.graph.initializer.extend([tensor(np.zeros(1, np.float32), "table"), tensor(entries_a_unit, "entries_a_unit")])
+    last = next(one for one in model.graph.node if "audio_out" in one.output)
+    last.output[0] = "sound"
+    model.graph.node.extend(
+        [
+            node("ReduceMax", ["audio"], ["peak"], keepdims=0),
+            node("Mul", ["peak", "entries_a_unit"], ["place"]),
+            node("Cast", ["place"], ["entry"], to=onnx.TensorProto.INT64),
+            node("Gather", ["table", "entry"], ["nothing"]),
+            node("Add", ["sound", "nothing"], ["audio_out"]),
+        ]
+    )
+    onnx.save(model, str(path))
+
+
+@pytest.mark.parametrize("inference", ["worker", "callback"])
+def test_what_the_graph_raises_is_told_once_and_stands_in_the_summary(tmp_path: Path, inference: str) -> None:
+    model, take = tmp_path / "fragile.onnx", tmp_path / "take"
+    write_fragile_model(model)
+    arguments = ("--model", str(model), "--clip", str(DEMO_CLIP), "--loop", "--inference", inference)
+    with restyle_live(*arguments, "--record", str(take)) as restyle:
+        wait_for(lambda: len(notes_of(take)) == 1, "what the graph raised")
+        wait_for(lambda: (take / "show.jsonl").read_text().count('"bad"') > 20, "more of it")
+        out, err = restyle.end()
+    [told] = notes_of(take)
+    assert told.startswith("the graph failed: ") and "Gather" in told and "idx=1" in told
+    assert err == f"WARNING: {told}\n"
+    summary = next(line for line in reversed(out.splitlines()) if "headroom" in line)
+    assert summary.endswith(f"raised: {told}") and "bad in 0 out 0" not in summary and "errors 0" in summary
+
+
+def locked_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmLck:")).split()[1])
+
+
+@pytest.mark.skipif(not may_lock_memory(), reason="this user may not lock memory")
+def test_the_audio_and_graph_processes_are_locked_into_memory() -> None:
+    with restyle_live("--clip", str(DEMO_CLIP), "--loop") as restyle:
+        restyle.await_sound()
+        assert all(locked_kib(pid) > 50_000 for pid in restyle.family[1:3])
+        wait_for(lambda: locked_kib(restyle.family[3]) > 50_000, "the spare graph's lock")
+        restyle.end()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits are Linux's")
+def test_under_a_limit_no_memory_is_locked_and_all_of_it_can_be_had() -> None:
+    """What was locked under a limit would leave nothing to allocate. As nobody where the tests run as root."""
+    code = (
+        "import os, resource\n"
+        "from realtime.engine import lock_memory\n"
+        "resource.setrlimit(resource.RLIMIT_MEMLOCK, (2**20, 2**20))\n"
+        "if os.geteuid() == 0: os.setresuid(65534, 65534, 65534)\n"
+        "print(lock_memory(), len(bytearray(2**26)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.split() == ["False", str(2**26)]
 
 
 def refused(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""What a performer reads: latency as a sum that adds up, and names as they are."""
+"""What a performer reads: latency as a sum that adds up, names as they are, and in red what went wrong."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
+from rich.text import Text
 
 from realtime.engine import EngineMeters
 from realtime.live import Status
-from realtime.panel import latency_line, latency_terms, panel
+from realtime.panel import latency_line, latency_terms, panel, status_line
 from realtime.spectral import SpectralSpec
 
 SPEC = SpectralSpec()
@@ -69,10 +70,61 @@ def test_a_synthesis_window_that_overlaps_has_a_term_of_its_own() -> None:
     assert terms == {"hop": 128, "overlap": 128}
 
 
-def test_the_panel_shows_brackets_in_names() -> None:
+def status_of(counts: dict[str, float], **more: Any) -> Status:
+    """``counts`` are the audio process's."""
     hop_ms = {"p50": 0.5, "p99": 0.6, "p999": 0.7, "max": 0.8}
     values = {"dry_wet": 1.0, "input_gain_db": 0.0, "output_gain_db": 0.0, "morph": 0.0}
-    status = Status(1.0, {"Choir [dark]": 1.0}, values, EngineMeters(block=128), hop_ms, 2.67, None, "", 0)
+    meters = EngineMeters(block=128, **counts)
+    return Status(1.0, {"Choir [dark]": 1.0}, values, meters, hop_ms, 2.67, None, "", **{"dropped_frames": 0, **more})
+
+
+def line(status: Status, name: str) -> Text | None:
+    """The line of the panel that begins so."""
+    group = panel(performance(device((10, 20), 128)), status)
+    assert isinstance(group, Group)
+    texts = [part for part in group.renderables if isinstance(part, Text)]
+    return next((text for text in texts if text.plain.startswith(name)), None)
+
+
+def test_without_faults_nothing_is_red() -> None:
+    faults = line(status_of({}), "faults")
+    assert faults is not None and faults.plain.split(maxsplit=1)[1] == "xruns 0, late hops 0" and faults.style == ""
+    assert line(status_of({}), "raised") is None and "raised" not in status_line(status_of({}))
+
+
+@pytest.mark.parametrize(
+    ("counts", "more", "shown", "told"),
+    [
+        ({"xruns": 2}, {}, "xruns 2", "xruns 2"),
+        ({"misses": 2}, {}, "late hops 2", "late 2"),
+        ({"late_hops": 2}, {}, "dry for want of time 2", "dry 2"),
+        ({"bad_input_hops": 2}, {}, "bad input 2", "bad in 2"),
+        ({"bad_output_hops": 2}, {}, "bad output 2", "out 2"),
+        ({"errors": 2}, {}, "errors 2", "errors 2"),
+        ({}, {"restarts": 2}, "graph restarts 2", "restarts 2"),
+        ({}, {"outages": 2}, "audio outages 2", "outages 2"),
+        ({}, {"lost_ports": 2}, "MIDI ports lost 2", "MIDI lost 2"),
+        ({}, {"dropped_frames": 2}, "recording dropped frames 2", ""),
+    ],
+)
+def test_each_fault_is_counted_in_red_and_in_the_line_for_a_log(
+    counts: dict[str, float], more: dict[str, int], shown: str, told: str
+) -> None:
+    status = status_of(counts, **more)
+    faults = line(status, "faults")
+    assert faults is not None and shown in faults.plain and faults.style == "red"
+    assert told in status_line(status)
+
+
+def test_what_the_graph_raised_is_shown_word_by_word() -> None:
+    status = status_of({"bad_output_hops": 1}, fault="the graph failed: RuntimeError: axis [0]")
+    raised = line(status, "raised")
+    assert raised is not None and raised.plain.endswith("the graph failed: RuntimeError: axis [0]")
+    assert raised.style == "red" and status_line(status).endswith("raised: the graph failed: RuntimeError: axis [0]")
+
+
+def test_the_panel_shows_brackets_in_names() -> None:
+    status = status_of({})
     console = Console(width=120, force_terminal=False)
     with console.capture() as capture:
         console.print(panel(performance(device((10, 20), 128)), status))
