@@ -16,6 +16,10 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint that 'restyle train' wrote.")],
     model: Annotated[Path, typer.Argument(help="The model file to write, ending in .onnx.")],
     description: Annotated[str, typer.Option(help="One line for the model card.")] = "",
+    emphasis: Annotated[
+        float,
+        typer.Option(min=0.1, max=3.0, help="How far styles lie from their mean, times this: above 1 overdoes them."),
+    ] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write one model file from a checkpoint, verified against torch sample by sample, or none.
@@ -52,7 +56,7 @@ def export(
                 result = export_recogniser(load_recogniser(checkpoint), model, description)
                 extent = f"over {result.hops} hops"
             else:
-                result = export_checkpoint(load_for_export(checkpoint), model, description)
+                result = export_checkpoint(load_for_export(checkpoint), model, description, emphasis)
                 extent = f"of full scale over {result.hops} hops"
     except (CheckpointError, VerifyError, BundleError) as error:
         raise _refusal(console, str(error)) from None

@@ -7,7 +7,7 @@ import datetime as dt
 import os
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +68,27 @@ class Noise:
     clip_samples: int  # as long as in training
 
 
-def export_checkpoint(trained: TrainedModel, path: Path, description: str = "") -> Verification:
-    """Write the model file of a training run. Raises VerifyError or OSError and then leaves no file."""
+def export_checkpoint(trained: TrainedModel, path: Path, description: str = "", emphasis: float = 1.0) -> Verification:
+    """Write the model file of a training run. Raises VerifyError or OSError and then leaves no file.
+
+    ``emphasis``: how far style vectors lie from their mean, times this; what the file keeps to train on stays as it is.
+    """
     recipe = trained.recipe
+    mean = trained.style_vectors.mean(dim=0)
+    vectors = (mean + emphasis * (trained.style_vectors - mean)).numpy().astype(np.float32)
     styles = [
-        NamedStyle(entry.id, entry.label, entry.midi_program, trained.style_vectors[row].numpy().astype(np.float32))
+        NamedStyle(entry.id, entry.label, entry.midi_program, vectors[row])
         for row, entry in enumerate(recipe.style)
         if row in recipe.performed
     ]
+    card = card_of(trained, description)
+    if emphasis != 1.0:
+        card = replace(card, metrics=card.metrics | {"style_emphasis": emphasis})
     return write_model(
         trained.generator,
         recipe.spectral,
         styles,
-        card_of(trained, description),
+        card,
         path,
         name=recipe.name,
         encoder=trained.encoder,

@@ -174,9 +174,9 @@ def test_a_classifier_learns_from_real_sounds_which_is_which() -> None:
     optimiser = torch.optim.Adam(classifier.parameters(), lr=2e-3)
     for _ in range(12):
         optimiser.zero_grad()
-        style_loss(classifier(real, random), style).mean().backward()
+        style_loss(classifier(real, random).scores, style).mean().backward()
         optimiser.step()
-    assert float(hit_rate(classifier(0.01 * real, random), style)) == 1.0
+    assert float(hit_rate(classifier(0.01 * real, random).scores, style)) == 1.0
 
 
 def test_of_several_classifiers_each_resolution_has_one_drawn_each_time() -> None:
@@ -186,7 +186,7 @@ def test_of_several_classifiers_each_resolution_has_one_drawn_each_time() -> Non
             if name.endswith("score.bias"):
                 value.data[style] = 100.0
     chorus, random = in_chorus(insisting, RATE, 2), torch.Generator().manual_seed(0)
-    said = torch.stack([chorus(note("alto_sax_a3", 0.2), random).argmax(dim=-1)[:, 0] for _ in range(12)])
+    said = torch.stack([chorus(note("alto_sax_a3", 0.2), random).scores.argmax(dim=-1)[:, 0] for _ in range(12)])
     assert said.shape == (12, 3)
     assert bool((said.float().mean(dim=0) > 0.1).all()) and bool((said.float().mean(dim=0) < 0.9).all())
     assert len({tuple(row) for row in said.tolist()}) > 2  # resolutions are drawn one by one

@@ -102,6 +102,22 @@ def test_gram_distance_is_about_what_sounds_together_and_not_when() -> None:
     assert gram_distance(apart, chord).item() == pytest.approx((0 + 1 + 4 + 4) / 16, rel=1e-3)
 
 
+def test_gram_distance_to_a_silent_target_stays_small() -> None:
+    silent, soft, loud = (torch.full((1, 6, 9), 0.5 * 10 ** (level_db / 20)) for level_db in (-80.0, -72.0, -40.0))
+    assert gram_distance(silent, silent).item() == pytest.approx(0.0, abs=1e-6)
+    assert gram_distance(soft, silent).item() == pytest.approx(0.1**4 / 1e-2, rel=1e-3)
+    assert gram_distance(loud, silent).item() == pytest.approx(0.5**4 / 1e-2, rel=1e-3)
+    assert gram_distance(silent, loud).item() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_ms_ssim_of_flat_pictures_by_hand() -> None:
+    """Without any contrast only luminance is left, at the coarsest scale, to the power of that scale's weight."""
+    dark, bright = torch.full((1, 64, 64), 0.2), torch.full((1, 64, 64), 0.6)
+    luminance = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
+    weights = (0.0448, 0.2856, 0.3001)  # Wang et al., 2003, section 3.2
+    assert ms_ssim(dark, bright).item() == pytest.approx(luminance ** (weights[2] / sum(weights)), rel=1e-4)
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.2])
 def test_structural_similarity_is_that_of_another_implementation(noise: float) -> None:
     from pytorch_msssim import ms_ssim as reference

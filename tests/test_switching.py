@@ -105,7 +105,9 @@ def test_twenty_changes_a_second_never_click_nor_stop_and_stay_as_loud(kind: str
     windows = len(audio) // (RATE // 50)  # of 20 ms
 
     def levels(sound: NDArray[np.float32]) -> NDArray[np.float64]:
-        return np.array([float(np.sqrt(np.mean(part**2))) for part in np.array_split(sound[FADE_HOPS * HOP :], windows)])
+        return np.array(
+            [float(np.sqrt(np.mean(part**2))) for part in np.array_split(sound[FADE_HOPS * HOP :], windows)]
+        )
 
     # Files are played eight hops at a time, so later by seven; a gap would be quieter than any style for longer.
     quietest = np.min([levels(np.roll(sound, -7 * HOP)) for sound in steady], axis=0)

@@ -362,7 +362,7 @@ def test_judges_and_generator_learn_each_from_its_own_loss(place: Path) -> None:
     gradients = torch.autograd.grad(total, [answer, *critic, *classifier])
     made = answer.detach().requires_grad_()
     random.manual_seed(7)  # of the colours, drawn for the real ones first
-    known, taken = module.classifier(target, random), module.classifier(made, random)
+    known, taken = (module.classifier(audio, random).scores for audio in (target, made))
     deceiving = 0.3 * deception_loss(module.critic(made), style).mean() + 0.7 * style_loss(taken, style).mean()
     learning = critic_loss(module.critic(target), style, module.critic(answer.detach()), style).mean()
     apart = [

@@ -139,6 +139,9 @@ def train(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Instead of what the recipe says; repeat.")
     ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="A few steps of a small run, to try the whole path: minutes, and no sound.")
+    ] = False,
     max_minutes: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time, with a checkpoint.")] = None,
     accelerator: Annotated[str, typer.Option(help="Lightning: auto, cpu, gpu, ...")] = "auto",
     devices: Annotated[str, typer.Option(help="Lightning: how many, or which.")] = "auto",
@@ -160,7 +163,7 @@ def train(
         from training.library import LibraryError, load_library
         from training.objectives.objective import TrainingError
         from training.phrases import PhraseError, render_phrases
-        from training.recipe import RecipeError, load_recipe
+        from training.recipe import RecipeError, load_recipe, quick_look
         from training.train import RunOptions, prepare_teachers, resume_point, run_training, set_aside
         from training.tunes import TunesError, load_tunes
     except ModuleNotFoundError as error:
@@ -170,6 +173,8 @@ def train(
     console.quiet = not leads
     try:
         plan = load_recipe(recipe, changes or ())
+        if fast:
+            plan = quick_look(plan)
         folder = out or Path("runs") / plan.name
         options = RunOptions(
             out_folder=folder,

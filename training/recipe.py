@@ -252,18 +252,20 @@ class AdversaryConfig:
     loss: str = "hinge"  # of critic and generator about it: hinge, least_squares or bce
     feature_weight: float = 0.0  # of sounding to the critic's layers as the target does
     style_weight: float = 0.0  # of being taken for the style meant by a classifier; zero: no classifier
+    likeness_weight: float = 0.0  # of being spread, to the classifier's layers, as the style's recordings are
     cross_share: float = 0.4  # of rows that are to become another style; only judges and their level judge them
     start_step: int = 0  # up to here the generator learns alone
     head_start_steps: int = 0  # from there on the critic learns alone, while the generator stands still
     pretraining_phrases: int = 0  # of each style, from which the classifier learns before the run; zero: beside it
     classifiers: int = 1  # that learned apart and take turns in judging
+    witness: bool = True  # with pretraining, a recogniser learns too, which never teaches and chooses best.ckpt
     learning_rate: float = 5e-4  # of critic and classifier
 
     def __post_init__(self) -> None:
         at = "adversary."
         if self.loss not in ADVERSARIAL_LOSSES:
             raise ValueError(f"adversary.loss: must be one of {', '.join(ADVERSARIAL_LOSSES)}, got '{self.loss}'")
-        _at_least(self, at, 0, "weight", "feature_weight", "style_weight", "start_step")
+        _at_least(self, at, 0, "weight", "feature_weight", "style_weight", "likeness_weight", "start_step")
         _at_least(self, at, 0, "head_start_steps", "pretraining_phrases")
         _at_least(self, at, 1, "classifiers")
         _chances(self, at, "cross_share")
@@ -274,6 +276,11 @@ class AdversaryConfig:
                 raise ValueError(f"adversary.{name}: needs adversary.weight above zero")
         if self.pretraining_phrases and not self.style_weight:
             raise ValueError("adversary.pretraining_phrases: needs adversary.style_weight above zero")
+        if self.likeness_weight and not self.pretraining_phrases:
+            raise ValueError(
+                "adversary.likeness_weight: needs adversary.pretraining_phrases above zero; layers that still learn "
+                "cannot be compared with what they said before"
+            )
 
 
 @dataclass(frozen=True)
@@ -645,3 +652,34 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     for change in changes:
         _change(values, change)
     return recipe_from_dict(values, " ".join([str(path), *(f"--set {change}" for change in changes)]))
+
+
+def quick_look(recipe: Recipe) -> Recipe:
+    """The same system, trained so little that all of it can be tried within two minutes on a CPU: what ``--fast`` does.
+
+    Sizes of the model stay; styles, steps, rows, phrases and what the judges learn beforehand are cut down.
+    """
+    trainer, adversary = recipe.trainer, recipe.adversary
+    return dataclasses.replace(
+        recipe,
+        name=f"{recipe.name}-fast",
+        style=tuple(recipe.style[row] for row in recipe.performed[:3]),
+        trainer=dataclasses.replace(
+            trainer,
+            steps=min(trainer.steps, 16),
+            validation_every_steps=min(trainer.validation_every_steps, 8),
+            batch_size=min(trainer.batch_size, 4),
+            validation_segments=1,
+            average_decay=min(trainer.average_decay, 0.8),
+        ),
+        phrases=dataclasses.replace(recipe.phrases, minutes_per_style=0),
+        adversary=dataclasses.replace(
+            adversary,
+            start_step=min(adversary.start_step, 4),
+            head_start_steps=min(adversary.head_start_steps, 2),
+            pretraining_phrases=min(adversary.pretraining_phrases, 4),
+            classifiers=1,
+            witness=False,
+        ),
+        optimiser=dataclasses.replace(recipe.optimiser, warmup_steps=min(recipe.optimiser.warmup_steps, 4)),
+    )

@@ -88,7 +88,7 @@ def prepare_teachers(
     classifier, known = load_or_pretrain(splits, rate, pretraining, cache, progress, voices)
     groups = {style.id: (*style.train, *style.validation, *style.test) for style in library.styles}
     witness = None
-    if all(is_class(group) for group in groups.values()):
+    if recipe.adversary.witness and all(is_class(group) for group in groups.values()):
         config = RecogniserConfig(seed=recipe.trainer.seed + 1)
         witness = load_or_train(groups, config, cache, lambda done, of: progress("training the witness", done, of))
     return Teachers(classifier, known, witness)

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -81,6 +82,16 @@ def coloured(power: Tensor, random: torch.Generator) -> Tensor:
     return seen.masked_fill(hidden, -1.0)[:, None]
 
 
+class Opinion(NamedTuple):
+    """What a classifier says: ``scores`` [parts, batch, styles], what each part's scores would be with nothing dropped,
+    [batch, styles] each, and the
+    numbers of the parts that were asked."""
+
+    scores: Tensor
+    features: tuple[Tensor, ...]
+    parts: tuple[int, ...]
+
+
 class SpectrogramClassifier(nn.Module):
     """One resolution: convolutions over bands and frames, mean and highest over time, one score per style."""
 
@@ -99,16 +110,19 @@ class SpectrogramClassifier(nn.Module):
         self.convolutions = nn.Sequential(*layers)
         self.score = nn.Linear(2 * channels * height, styles)
 
-    def forward(self, audio: Tensor, random: torch.Generator) -> Tensor:
-        """audio [batch, samples] -> scores [batch, styles]; colours and what is dropped are drawn from ``random``."""
+    def forward(self, audio: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """audio [batch, samples] -> scores [batch, styles] and what they come from, [batch, features].
+
+        Colours and what is dropped are drawn from ``random``.
+        """
         return self.judge(self.power(audio), random)
 
-    def judge(self, power: Tensor, random: torch.Generator) -> Tensor:
-        """Mel power [batch, bands, frames] -> scores [batch, styles]."""
+    def judge(self, power: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Mel power [batch, bands, frames] -> as ``forward``."""
         x = self.convolutions(coloured(power, random)).flatten(1, 2)  # [batch, features, places]
         x = torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
         kept = torch.rand(x.shape, generator=random, device=x.device) >= DROPOUT
-        return self.score(x * kept / (1.0 - DROPOUT))
+        return self.score(x * kept / (1.0 - DROPOUT)), self.score(x)
 
 
 class StyleClassifier(nn.Module):
@@ -126,13 +140,15 @@ class StyleClassifier(nn.Module):
             for size, bands in RESOLUTIONS
         )
 
-    def forward(self, audio: Tensor, random: torch.Generator) -> Tensor:
-        """audio [batch, samples] -> scores [resolutions, batch, styles]."""
+    def forward(self, audio: Tensor, random: torch.Generator) -> Opinion:
+        """audio [batch, samples] -> what one part for each resolution says of it."""
         count = len(RESOLUTIONS)
         drawn = [0] * count
         if self.voices > 1:
             drawn = torch.randint(self.voices, (count,), generator=random, device=random.device).tolist()
-        return torch.stack([self.parts[voice * count + at](audio, random) for at, voice in enumerate(drawn)])
+        parts = tuple(voice * count + at for at, voice in enumerate(drawn))
+        scores, features = zip(*(self.parts[part](audio, random) for part in parts), strict=True)
+        return Opinion(torch.stack(scores), features, parts)
 
 
 def in_chorus(classifiers: Sequence[StyleClassifier], sample_rate: int, styles: int) -> StyleClassifier:
@@ -217,7 +233,7 @@ def pretrain_classifier(
                 share = float(_uniform(generator, config.shortest_share, 1.0, 1))
                 frames = round(share * powers.shape[-1])
                 start = int(torch.randint(powers.shape[-1] - frames + 1, (), generator=generator))
-                scores = part.judge(powers[rows, :, start : start + frames].float(), generator)
+                scores, _ = part.judge(powers[rows, :, start : start + frames].float(), generator)
                 loss = style_loss(scores[None], target[rows]).mean()
                 optimiser.zero_grad()
                 loss.backward()
@@ -243,7 +259,7 @@ def _known_phrases(
             continue
         phrases = [draw_phrase(unheard, drawing, random, sample_rate) for _ in range(config.test_phrases_per_style)]
         with torch.no_grad():
-            scores = classifier(torch.from_numpy(np.stack(phrases)), generator)
+            scores = classifier(torch.from_numpy(np.stack(phrases)), generator).scores
         known.append(float(hit_rate(scores, torch.full((len(phrases),), label))))
     return float(np.mean(known)) if known else float("nan")
 

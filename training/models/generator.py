@@ -34,6 +34,7 @@ from training.layers import (
     RealDft,
     whole_hops,
 )
+from training.models.kinds import ANSWERS
 from training.models.unet import BANDS_STEP as UNET_STEP
 from training.models.unet import UNet, UNetState
 
@@ -41,7 +42,6 @@ SIGNALS = ("input", "driven", "pulses", "noise")
 FIRST_GAINS = {"input": 0.0, "driven": -4.0, "pulses": -4.0, "noise": -5.0}  # natural log, before any training
 BODIES = ("recurrent", "lstm", "convolutional", "unet")
 SCALES = ("mel", "linear")
-ANSWERS = ("gains", "spectrum", "autoencoder")
 GAIN_RANGE = (-9.0, 3.5)  # nepers
 FLOOR_LEVEL = 1e-5  # root mean square; what is this quiet comes out as nothing
 

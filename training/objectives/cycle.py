@@ -94,6 +94,7 @@ class CycleObjective(RestoreObjective):
                 Hearing(made.float(), real[:, : made.shape[1]], other, own, torch.ones_like(own, dtype=torch.bool)),
                 batch.seed + 2,
                 made_or_past,
+                self.memory,
             )
             total, values = total + judged, values | said
         elif self.trainer.world_size > 1:

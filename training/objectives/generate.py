@@ -122,7 +122,8 @@ class GenerateObjective(RestoreObjective):
             classifier = self.classifier if self.recipe.adversary.style_weight else None
             # No row is a rendering of the recording beside it: all count as crossed.
             hearing = Hearing(made, real, batch.style, batch.style, torch.ones_like(batch.style, dtype=torch.bool))
-            judged, said = hear_judges(self.critic, classifier, self.recipe.adversary, hearing, batch.seed + 2)
+            adversary, seed = self.recipe.adversary, batch.seed + 2
+            judged, said = hear_judges(self.critic, classifier, adversary, hearing, seed, memory=self.memory)
             total, values = total + judged, values | said
         elif self.trainer.world_size > 1:
             total = total + self._untouched()

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training.models.classifier import StyleClassifier, hit_rate, style_loss
+from training.models.classifier import Opinion, StyleClassifier, hit_rate, style_loss
 from training.models.critic import Critic, Verdict, critic_loss, deception_loss, feature_loss
+from training.objectives.likeness import StyleMemory
 from training.recipe import AdversaryConfig
 
 AUDIBLE_RMS = 1e-4  # quieter rows tell a judge nothing
@@ -62,10 +63,12 @@ def hear_judges(
     heard: Hearing,
     seed: int,
     fakes: Fakes | None = None,
+    memory: StyleMemory | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of what the judges lose and what the generator loses before them; and figures to log.
 
-    ``fakes``, as many rows as are heard, are what the critic learns from in place of what was made just now.
+    ``fakes``, as many rows as are heard, are what the critic learns from in place of what was made just now. With a
+    ``memory`` of what the classifier heard in earlier steps, likeness to all of a style's recordings counts too.
     """
     made, real = heard.made, heard.real
     real_heard, made_heard = _audible(real), _audible(made.detach())
@@ -81,13 +84,21 @@ def hear_judges(
     if classifier is not None:
         random = torch.Generator(device=made.device).manual_seed(seed)
         if not config.pretraining_phrases:
-            known = classifier(real, random)
+            known = classifier(real, random).scores
             total = total + (style_loss(known, heard.real_style) * real_heard).mean()
             if both.any():
                 values["style_known"] = hit_rate(known[:, both], heard.real_style[both])
-        taken = _frozen(classifier, made, random)
+        opinion: Opinion = _frozen(classifier, made, random)
+        taken = opinion.scores
         missing = style_loss(taken, heard.style)
         total = total + config.style_weight * (missing * made_heard).mean()
+        if memory is not None:
+            with torch.no_grad():
+                of_real: Opinion = classifier(real, random)
+            memory.hear_real(of_real, heard.real_style, real_heard)
+            unlike = memory.unlikeness(opinion, heard.style, made_heard)
+            total = total + config.likeness_weight * unlike.mean()
+            values["unlikeness"] = unlike.detach().mean()
         if both.any():
             values["style_missing"] = missing[both].mean()
             values["style_taken"] = hit_rate(taken[:, both], heard.style[both])

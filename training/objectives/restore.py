@@ -31,6 +31,7 @@ from training.models.generator import SpectrumGenerator
 from training.models.noise_player import NoisePlayer
 from training.models.recogniser import Recogniser
 from training.objectives.judges import Hearing, critic_lesson, hear_judges
+from training.objectives.likeness import StyleMemory
 from training.objectives.objective import Objective, learning_rate_factor
 from training.recipe import Recipe
 
@@ -114,6 +115,7 @@ class RestoreObjective(Objective):
             if recipe.encoder.share:
                 self.average_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.loss = SpectralLoss(recipe.loss, recipe.spectral.sample_rate)
+        self.memory = StyleMemory() if recipe.adversary.likeness_weight else None
         self._heard: list[tuple[Tensor, LossTerms, Tensor]] = []
         self._media: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._excerpt: _Excerpt | None = None
@@ -242,7 +244,8 @@ class RestoreObjective(Objective):
         values = {"loss": result.total.mean()} | {name: value.mean() for name, value in result.terms.items()}
         if self.criticising:
             classifier = self.classifier if self.recipe.adversary.style_weight else None
-            judged, said = hear_judges(self.critic, classifier, self.recipe.adversary, hearing, batch.seed + 2)
+            adversary, seed = self.recipe.adversary, batch.seed + 2
+            judged, said = hear_judges(self.critic, classifier, adversary, hearing, seed, memory=self.memory)
             total, values = total + judged, values | said
         elif self.trainer.world_size > 1:
             total = total + self._untouched()
