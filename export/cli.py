@@ -49,6 +49,8 @@ def export(
     try:
         with console.status("tracing, measuring and verifying"):
             objective = objective_of(checkpoint)
+            if emphasis != 1.0 and objective in ("compose", "recognise"):
+                raise _refusal(console, f"--emphasis: {checkpoint} has no styles to overdo; leave it out", code=2)
             if objective == "compose":
                 result = export_composer(load_composer(checkpoint), model, description)
                 extent = f"in the logits of {result.events} events"

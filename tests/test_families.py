@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 from realtime.bundle import DEMO_CLIP, read_bundle  # noqa: E402
 from realtime.cli import app  # noqa: E402
 from tests.conftest import CLIPS  # noqa: E402
+from training.checkpoint import load_for_export  # noqa: E402
 from training.recipe import Recipe, load_recipe, quick_look  # noqa: E402
 
 RECIPES = Path(__file__).parents[1] / "training" / "recipes"
@@ -87,15 +88,23 @@ def train_fast(name: str, recordings: Path, run: Path) -> Path:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_recipe_trains_in_a_moment(name: str, recordings: Path, tmp_path: Path) -> None:
-    assert train_fast(name, recordings, tmp_path / "run").exists()
+    checkpoint = train_fast(name, recordings, tmp_path / "run")
+    if name in ("recognise", "compose"):
+        out = tmp_path / "m.onnx"
+        refused = CliRunner().invoke(app, ["export", str(checkpoint), str(out), "--emphasis", "1.2"])
+        assert refused.exit_code == 2 and "has no styles to overdo" in refused.output and not out.exists()
 
 
 @pytest.mark.parametrize("name", PLAYED)
 def test_a_family_trains_is_exported_rendered_and_performed(name: str, recordings: Path, tmp_path: Path) -> None:
     model, clip, out = tmp_path / f"{name}.onnx", tmp_path / "clip.wav", tmp_path / "out.wav"
-    command("export", train_fast(name, recordings, tmp_path / "run"), model)
+    checkpoint = train_fast(name, recordings, tmp_path / "run")
+    command("export", checkpoint, model, "--emphasis", 1.25)
     manifest = read_bundle(model).manifest
-    assert manifest.name == f"{name}-fast"
+    assert manifest.name == f"{name}-fast" and manifest.card.metrics["style_emphasis"] == 1.25
+    learned = load_for_export(checkpoint).style_vectors
+    written = torch.tensor([style.vector for style in manifest.styles])
+    torch.testing.assert_close(written - written.mean(dim=0), 1.25 * (learned - learned.mean(dim=0)))
     soundfile.write(clip, soundfile.read(DEMO_CLIP, frames=RATE)[0], RATE)
     style = ("--style", manifest.styles[-1].id)
     command("render", clip, out, "--model", model, *style)
