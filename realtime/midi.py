@@ -27,6 +27,9 @@ CLIENT_NAME = "restyle-midi"
 """Not the audio client's name: a JACK server would give the later of the two another one."""
 VIRTUAL = "virtual"
 LOOK_INTERVAL_S = 0.5
+FETCH_INTERVAL_S = 0.001
+FETCHED, QUEUED = 256, 16_384
+"""Messages of one port that are heard before the next port has its turn; messages that wait at most."""
 STOP_TIMEOUT_S = 2.0
 QUIET_S = 0.3
 """RtMidi crashes when it closes a JACK port in a period that has messages: so long after the last one, none come."""
@@ -272,18 +275,32 @@ def list_ports(direction: str = "input") -> list[tuple[str, str]]:
 
 
 class _Port:
-    """One opened input, and what is held on it: (channel, note), and channels whose pedal is down."""
+    """One opened input, and what is held on it: (channel, note), and channels whose pedal is down.
+
+    Messages wait in RtMidi's queue: Python in a callback of RtMidi's would run in JACK's own process callback, and where
+    that is late the server takes the buffer away while RtMidi reads it, which ends the process.
+    """
 
     def __init__(self, api: _Api, name: str, client: Any, on_message: Callable[[bytes], None]) -> None:
         self.api, self.name, self.client = api, name, client
         self._on_message = on_message
         self._notes: set[tuple[int, int]] = set()
         self._pedals: set[int] = set()
+        self._lock = threading.Lock()  # nothing is fetched from a client that is being closed
+        self._closed = False
         client.ignore_types(sysex=True, timing=True, active_sense=True)
-        client.set_callback(lambda event, _: self.hear(bytes(event[0])))
 
-    def hear(self, data: bytes) -> None:
-        """A message came in, on a thread of RtMidi's."""
+    def fetch(self) -> bool:
+        """Hear what waits, up to FETCHED messages; whether there were so many."""
+        for _ in range(FETCHED):
+            with self._lock:
+                event = None if self._closed else self.client.get_message()
+            if event is None:
+                return False
+            self._hear(bytes(event[0]))
+        return True
+
+    def _hear(self, data: bytes) -> None:
         match decode(data):
             case Message("note_on", channel, (note, _)):
                 self._notes.add((channel, note))
@@ -303,14 +320,14 @@ class _Port:
         self._pedals.clear()
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self.client.cancel_callback()
+        with self._lock, contextlib.suppress(Exception):
+            self._closed = True
             self.client.close_port()
             self.client.delete()
 
 
 class MidiInputs:
-    """Open MIDI inputs; every message reaches ``on_message`` on a thread of RtMidi's or of this class.
+    """Open MIDI inputs; every message reaches ``on_message`` on a thread of this class, within FETCH_INTERVAL_S.
 
     Twice a second it looks which ports there are: one that goes away lets go of its notes, one that comes back is
     opened again, and where all ports are wanted, so is a new one. ``abandon`` and ``close`` are for the maker's thread.
@@ -339,6 +356,7 @@ class MidiInputs:
         listing = "; ".join(f"{i}: {name} ({api.name})" for i, (api, name) in enumerate(ports)) or "none"
         self._over = threading.Event()
         self._watch: threading.Thread | None = None
+        self._fetcher = threading.Thread(target=self._keep_fetching, name="midi-messages", daemon=True)
         if wanted is None:
             self._open_virtual()
             for api, name in ports:
@@ -348,11 +366,13 @@ class MidiInputs:
         elif wanted.casefold() == VIRTUAL:
             if not self._open_virtual():
                 raise MidiError(f"no virtual MIDI port can be opened; there are: {listing}")
+            self._fetcher.start()
             return
         else:
             api, name = ports[_choose(wanted, [name for _, name in ports], listing)]
             self._only = api.number, _lasting_name(name)
             self._open_port(api, name)
+        self._fetcher.start()
         if apis:
             for api in apis:
                 with contextlib.suppress(Exception):  # tried again at every look
@@ -378,7 +398,7 @@ class MidiInputs:
     def _open_virtual(self) -> bool:
         for api in self._apis:
             with contextlib.suppress(Exception):
-                client = _library().MidiIn(api.number, name=CLIENT_NAME)
+                client = _library().MidiIn(api.number, name=CLIENT_NAME, queue_size_limit=QUEUED)
                 client.open_virtual_port("in")
                 self._virtual = _Port(api, VIRTUAL, client, self._on_message)
                 return True
@@ -400,11 +420,22 @@ class MidiInputs:
 
     def _open_port(self, api: _Api, name: str) -> None:
         try:
-            client = _library().MidiIn(api.number, name=CLIENT_NAME)
+            client = _library().MidiIn(api.number, name=CLIENT_NAME, queue_size_limit=QUEUED)
             client.open_port(client.get_ports().index(name), "in")
         except Exception as error:
             raise MidiError(f"MIDI port {name} ({api.name}): cannot be opened ({error})") from None
         self._open.append(_Port(api, name, client, self._on_message))
+
+    def _keep_fetching(self) -> None:
+        while not self._over.is_set():
+            more = False
+            for port in (self._virtual, *self._open):
+                try:
+                    more |= port is not None and port.fetch()
+                except Exception as error:  # one message that cannot be used must not cost the rest
+                    logger.warning("MIDI message: %s", error)
+            if not more:
+                time.sleep(FETCH_INTERVAL_S)
 
     def _keep_looking(self) -> None:
         while not self._over.wait(LOOK_INTERVAL_S):
@@ -462,10 +493,11 @@ class MidiInputs:
                 self.abandon()
                 return
         self._over.set()
+        self._fetcher.join(STOP_TIMEOUT_S)
         if self._watch is not None:
             self._watch.join(STOP_TIMEOUT_S)
-            if self._watch.is_alive():
-                self.abandon()
+        if self._fetcher.is_alive() or (self._watch is not None and self._watch.is_alive()):
+            self.abandon()
         for port in (self._virtual, *self._open):
             if port is not None:
                 port.close()

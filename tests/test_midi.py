@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,7 +286,7 @@ class Sequencer:
 
     def __init__(self, *ports: str) -> None:
         self.ports = list(ports)
-        self.listeners: dict[str, Any] = {}
+        self.listeners: dict[str, Client] = {}
 
     def get_compiled_api(self) -> list[int]:
         return [self.LINUX_ALSA]
@@ -292,37 +294,46 @@ class Sequencer:
     def get_api_display_name(self, _: int) -> str:
         return "ALSA"
 
-    def MidiIn(self, _: int, name: str) -> Any:  # noqa: N802 - RtMidi's name
+    def MidiIn(self, _: int, name: str, queue_size_limit: int = 0) -> Any:  # noqa: N802 - RtMidi's name
+        del queue_size_limit
         return Client(self, name)
 
     def send(self, port: str, *messages: bytes) -> None:
-        for message in messages:
-            self.listeners[port]((message, 0.0), None)
+        """Returns once all of it was heard."""
+        listener = self.listeners[port]
+        listener.empty.clear()
+        listener.queue.extend(messages)
+        assert listener.empty.wait(20)
 
 
 class Client:
     def __init__(self, sequencer: Sequencer, name: str) -> None:
         self._sequencer, self.name = sequencer, name
         self._port = ""
+        self.queue: deque[bytes] = deque()
+        self.empty = threading.Event()
 
     def get_ports(self) -> list[str]:
         return list(self._sequencer.ports)
 
     def open_port(self, place: int, _: str) -> None:
         self._port = self._sequencer.ports[place]
+        self._sequencer.listeners[self._port] = self
 
     def open_virtual_port(self, name: str) -> None:
         self._port = f"{self.name}:{name}"
+        self._sequencer.listeners[self._port] = self
 
-    def set_callback(self, callback: Any) -> None:
-        self._sequencer.listeners[self._port] = callback
+    def get_message(self) -> tuple[bytes, float] | None:
+        if self.queue:
+            return self.queue.popleft(), 0.0
+        self.empty.set()
+        return None
 
     def ignore_types(self, **_: bool) -> None: ...
 
-    def cancel_callback(self) -> None:
+    def close_port(self) -> None:
         self._sequencer.listeners.pop(self._port, None)
-
-    def close_port(self) -> None: ...
 
     def delete(self) -> None: ...
 
