@@ -277,8 +277,8 @@ def list_ports(direction: str = "input") -> list[tuple[str, str]]:
 class _Port:
     """One opened input, and what is held on it: (channel, note), and channels whose pedal is down.
 
-    Messages wait in RtMidi's queue: Python in a callback of RtMidi's would run in JACK's own process callback, and where
-    that is late the server takes the buffer away while RtMidi reads it, which ends the process.
+    Messages wait in RtMidi's queue: Python in its callback would run in JACK's own, and where that is late the server
+    takes the buffer away while RtMidi reads it, which ends the process. The price is a period later at most.
     """
 
     def __init__(self, api: _Api, name: str, client: Any, on_message: Callable[[bytes], None]) -> None:
