@@ -21,10 +21,10 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 
 from realtime.bundle import DEMO_CLIP, DEMO_MIDI, Bundle, Golden, ProviderError, read_bundle
-from realtime.engine import may_lock_memory
 from realtime.ensemble import join
 from realtime.live import LiveSettings, NoAudioDeviceError, Performance, PerformanceError, Summary
 from realtime.midi import MidiError, MidiInputs, MidiMap, read_midi_file
+from realtime.privileges import AUDIO_PRIORITY, may_lock_memory
 from realtime.resample import plan_rates
 from realtime.show import holds_recording
 from realtime.stream import PROVIDERS, Stream, make_session
@@ -39,7 +39,6 @@ SHORT_RECORDING_MINUTES = 60.0
 RECORDED_BYTES = 4
 """Of one sample of one channel of one file."""
 LARGEST_WAV_BYTES = 2**32
-AUDIO_PRIORITY = 20
 LOCKED_BYTES = 256 * 2**20
 """About what the audio process has in memory."""
 LIST_TIMEOUT_S = 20.0

@@ -8,11 +8,9 @@ If the parent goes away, the process ends.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import math
 import os
-import re
 import signal
 import sys
 import time
@@ -44,11 +42,12 @@ from realtime.audio import (
 from realtime.bundle import BundleError, ProviderError, read_bundle
 from realtime.controls import Controls
 from realtime.ensemble import ALONE, Parts, join
+from realtime.privileges import be_urgent, lock_memory
 from realtime.processor import Processor, RateError
 from realtime.resample import RateAdapter, at_rate
 from realtime.ring import Mailbox, Ring
 from realtime.show import pack_event
-from realtime.worker import PATIENCE_SHARE, Link, RemoteStream, be_urgent
+from realtime.worker import PATIENCE_SHARE, Link, RemoteStream
 
 MAX_BLOCK = 8192
 RISE_SAMPLES = 2048
@@ -57,7 +56,6 @@ HOP_FIELDS = ("hop_ms", "graph_ms")
 FAULT_INTERVAL_S = 1.0
 """A graph may raise another text at every hop; the pipe and the performer are told no more often than that."""
 FAULT_CHARACTERS = 300
-MCL_CURRENT, MCL_FUTURE, CAP_IPC_LOCK = 1, 2, 14  # linux/mman.h, linux/capability.h
 
 
 @dataclass(frozen=True)
@@ -346,29 +344,6 @@ def engine_process(settings: EngineSettings, pipe: Connection) -> None:
     finally:
         if engine is not None:
             engine.close()
-
-
-def may_lock_memory() -> bool:
-    """Whether this process may lock as much memory as it likes.
-
-    Under any limit, all that is locked counts, and memory that it asks for later would be refused.
-    """
-    if sys.platform != "linux":
-        return False
-    import resource
-
-    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
-        return True
-    capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return capabilities is not None and bool(int(capabilities[1], 16) >> CAP_IPC_LOCK & 1)
-
-
-def lock_memory() -> bool:
-    """Keep all memory of this process, and what it takes later, where the sound need not wait for the disk.
-
-    False where the system does not grant it; nothing has changed then.
-    """
-    return may_lock_memory() and ctypes.CDLL(None).mlockall(MCL_CURRENT | MCL_FUTURE) == 0
 
 
 def no_device_report(settings: EngineSettings, error: NoDeviceError) -> tuple[str, str]:

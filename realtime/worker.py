@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Manifest, read_bundle
+from realtime.privileges import be_urgent, lock_memory
 from realtime.ring import Shared, shared_view
 
 if TYPE_CHECKING:
@@ -194,7 +195,6 @@ def worker_process(model: Path, parts: Parts, provider: str, link: Link, slot: i
     exchange = Exchange.attach(link.exchange_name)
     words = exchange.words
     try:
-        from realtime.engine import lock_memory
         from realtime.ensemble import join, make_stream
 
         channels, samples = exchange.audio.shape
@@ -244,12 +244,6 @@ def worker_process(model: Path, parts: Parts, provider: str, link: Link, slot: i
         words[_FAILED] = _PROBLEM if problem else _LOST if fresh else 0
         words[_DONE] = asked
         answered.release()
-
-
-def be_urgent() -> None:
-    """Ask for real-time priority, where the system grants it."""
-    with contextlib.suppress(Exception):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(20))
 
 
 @dataclass

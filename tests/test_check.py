@@ -228,7 +228,7 @@ def test_a_user_without_rights_is_told_how_to_get_them() -> None:
 
 def test_memory_passes_where_a_performance_would_lock_it() -> None:
     """Locked in a process of its own; systems without such a lock have nothing to warn of."""
-    code = "from realtime.engine import lock_memory; print(lock_memory())"
+    code = "from realtime.privileges import lock_memory; print(lock_memory())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     locks = result.stdout.strip() == "True"
     assert check_memory().verdict == ("pass" if locks or sys.platform != "linux" else "warn")

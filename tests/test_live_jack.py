@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
 from realtime.controls import Performer, select_mix
-from realtime.engine import may_lock_memory
 from realtime.jack_server import JackServer
+from realtime.privileges import may_lock_memory
 from realtime.processor import FADE_HOPS, Processor
 from realtime.replay import read_show, replay
 from realtime.resample import plan_rates
@@ -620,7 +620,7 @@ def test_under_a_limit_no_memory_is_locked_and_all_of_it_can_be_had() -> None:
     """What was locked under a limit would leave nothing to allocate. As nobody where the tests run as root."""
     code = (
         "import os, resource\n"
-        "from realtime.engine import lock_memory\n"
+        "from realtime.privileges import lock_memory\n"
         "resource.setrlimit(resource.RLIMIT_MEMLOCK, (2**20, 2**20))\n"
         "if os.geteuid() == 0: os.setresuid(65534, 65534, 65534)\n"
         "print(lock_memory(), len(bytearray(2**26)))"
