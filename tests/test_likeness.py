@@ -1,4 +1,4 @@
-"""Whether sounds made in a style are spread as its recordings are, by the energy distance of what classifiers find."""
+"""Whether sounds made in a style are spread as its recordings are, by how taught classifiers score both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS, FEATURES = 400, 4
 
 
 def opinion(found: Tensor, part: int = 0) -> Opinion:
-    return Opinion(torch.zeros(1, len(found), 2), (found,), (part,))
+    return Opinion(torch.zeros(1, len(found), found.shape[1]), found[None], (part,))
 
 
 def drawn(seed: int, spread: float = 1.0, middle: float = 0.0) -> Tensor:

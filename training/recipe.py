@@ -252,7 +252,7 @@ class AdversaryConfig:
     loss: str = "hinge"  # of critic and generator about it: hinge, least_squares or bce
     feature_weight: float = 0.0  # of sounding to the critic's layers as the target does
     style_weight: float = 0.0  # of being taken for the style meant by a classifier; zero: no classifier
-    likeness_weight: float = 0.0  # of being spread, to the classifier's layers, as the style's recordings are
+    likeness_weight: float = 0.0  # of being spread, in the classifier's scores, as the style's recordings are
     cross_share: float = 0.4  # of rows that are to become another style; only judges and their level judge them
     start_step: int = 0  # up to here the generator learns alone
     head_start_steps: int = 0  # from there on the critic learns alone, while the generator stands still
@@ -278,8 +278,8 @@ class AdversaryConfig:
             raise ValueError("adversary.pretraining_phrases: needs adversary.style_weight above zero")
         if self.likeness_weight and not self.pretraining_phrases:
             raise ValueError(
-                "adversary.likeness_weight: needs adversary.pretraining_phrases above zero; layers that still learn "
-                "cannot be compared with what they said before"
+                "adversary.likeness_weight: needs adversary.pretraining_phrases above zero; a classifier that still "
+                "learns cannot be compared with what it said before"
             )
 
 

@@ -83,12 +83,11 @@ def coloured(power: Tensor, random: torch.Generator) -> Tensor:
 
 
 class Opinion(NamedTuple):
-    """What a classifier says: ``scores`` [parts, batch, styles], what each part's scores would be with nothing dropped,
-    [batch, styles] each, and the
-    numbers of the parts that were asked."""
+    """What the parts of a classifier that were asked say, and their numbers: ``undropped`` are scores as well, of the
+    same colours, with no feature dropped."""
 
-    scores: Tensor
-    features: tuple[Tensor, ...]
+    scores: Tensor  # [parts, batch, styles]
+    undropped: Tensor  # [parts, batch, styles]
     parts: tuple[int, ...]
 
 
@@ -111,7 +110,7 @@ class SpectrogramClassifier(nn.Module):
         self.score = nn.Linear(2 * channels * height, styles)
 
     def forward(self, audio: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """audio [batch, samples] -> scores [batch, styles] and what they come from, [batch, features].
+        """audio [batch, samples] -> scores [batch, styles], some features dropped and none, as in ``Opinion``.
 
         Colours and what is dropped are drawn from ``random``.
         """
@@ -147,8 +146,8 @@ class StyleClassifier(nn.Module):
         if self.voices > 1:
             drawn = torch.randint(self.voices, (count,), generator=random, device=random.device).tolist()
         parts = tuple(voice * count + at for at, voice in enumerate(drawn))
-        scores, features = zip(*(self.parts[part](audio, random) for part in parts), strict=True)
-        return Opinion(torch.stack(scores), features, parts)
+        scores, undropped = zip(*(self.parts[part](audio, random) for part in parts), strict=True)
+        return Opinion(torch.stack(scores), torch.stack(undropped), parts)
 
 
 def in_chorus(classifiers: Sequence[StyleClassifier], sample_rate: int, styles: int) -> StyleClassifier:
