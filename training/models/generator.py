@@ -34,7 +34,7 @@ from training.layers import (
     RealDft,
     whole_hops,
 )
-from training.models.kinds import ANSWERS
+from training.models import ANSWERS
 from training.models.unet import BANDS_STEP as UNET_STEP
 from training.models.unet import UNet, UNetState
 

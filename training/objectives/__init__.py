@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 
 OBJECTIVES: dict[str, str] = {
     "restore": "training.objectives.restore:RestoreObjective",
@@ -15,5 +15,4 @@ OBJECTIVES: dict[str, str] = {
 
 def objective_class(name: str) -> type:
     """The LightningModule class registered under this name, imported when asked for. KeyError if unknown."""
-    module, _, attribute = OBJECTIVES[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return resolve_name(OBJECTIVES[name])
