@@ -179,7 +179,7 @@ def onset_of(audio: NDArray[np.float32]) -> float:
 
 def pitch_at(audio: NDArray[np.float32], start: float, seconds: float) -> float:
     """MIDI pitch by pYIN."""
-    import librosa
+    from training.librosa_once import librosa
 
     part = audio[round(start * RATE) : round((start + seconds) * RATE)]
     found, voiced, _ = librosa.pyin(part, fmin=60, fmax=2500, sr=RATE, frame_length=4096, center=False)

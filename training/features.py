@@ -19,13 +19,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import librosa
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
 from realtime.loudness import SILENT_LUFS, loudness_lufs
 from training.library import SHORTEST_LOUDNESS_SECONDS, Recording, replace_file
+from training.librosa_once import librosa
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import librosa
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
 from training.library import Recording, Skipped, replace_file
+from training.librosa_once import librosa
 
 log = logging.getLogger(__name__)
 

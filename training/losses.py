@@ -246,7 +246,7 @@ def ms_ssim(predicted: Tensor, target: Tensor) -> Tensor:
 @lru_cache
 def mel_matrix(sample_rate: int, fft_size: int, bands: int) -> Tensor:
     """[bands, bins]: rows of triangles on the mel scale that each add up to one; empty bands are left out."""
-    import librosa
+    from training.librosa_once import librosa
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # librosa warns of the empty bands that the next line takes out

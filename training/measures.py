@@ -9,12 +9,13 @@ import math
 import warnings
 from dataclasses import dataclass
 
-import librosa
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 from scipy.signal import butter, firwin2, lfilter, oaconvolve, sosfilt, welch
 from sklearn.covariance import ledoit_wolf
+
+from training.librosa_once import librosa
 
 Audio = NDArray[np.float32]
 

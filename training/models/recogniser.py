@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import librosa
 import numpy as np
 import soxr
 import torch
@@ -23,6 +22,7 @@ from scipy.signal import fftconvolve
 from torch import Tensor, nn
 
 from training.library import Recording, replace_file
+from training.librosa_once import librosa
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import librosa
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from realtime.spectral import SpectralSpec
 from training.layers import Framer, FramerState, RealDft, whole_hops
+from training.librosa_once import librosa
 
 FRAMES_PER_HOP = 2
 SHORT_SHARE = 4  # short frames are so many times shorter than long ones

@@ -1,0 +1,22 @@
+"""librosa, which one process of a user imports at a time: ``from training.librosa_once import librosa``.
+
+On their first import numba compiles functions of librosa and keeps them on the disk. Two processes that do so at once
+leave files that do not fit together, and every later process crashes on them (numba issue 10128).
+"""
+
+from __future__ import annotations
+
+import getpass
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+with FileLock(Path(tempfile.gettempdir()) / f"restyle-librosa-{getpass.getuser()}.lock"):
+    import librosa
+    import librosa.beat
+    import librosa.core.audio
+    import librosa.core.pitch
+    import librosa.onset
+
+__all__ = ["librosa"]
