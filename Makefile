@@ -7,7 +7,8 @@ VENV := .venv
 REALTIME_VENV := .venv-realtime
 BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
-SIDE_BY_SIDE := --numprocesses 2 --dist loadfile
+# A process that crashes ends the run: with another one in its place pytest-xdist would wait for ever.
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --max-worker-restart 0
 APT := DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300
 
 .PHONY: live test check format setup test-realtime clean

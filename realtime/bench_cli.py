@@ -38,7 +38,10 @@ def bench(
         float | None, typer.Option("--soak", min=0.05, help="Only this: minutes of drop-outs beside an idle client's.")
     ] = None,
     inference: Annotated[
-        str | None, typer.Option(help="With --soak: worker, deferred or callback, as 'live' takes it.")
+        str | None,
+        typer.Option(
+            help="With --soak: as 'live' takes it; default: deferred for periods shorter than a hop, else worker."
+        ),
     ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append the figures to this file, one line of JSON a run.")] = None,
@@ -79,7 +82,7 @@ def bench(
         signal.signal(number, signal.default_int_handler)
     try:
         if soak_minutes is not None:
-            figures = _soak(model_file(model), provider, soak_minutes, inference or "worker", write_json)
+            figures = _soak(model_file(model), provider, soak_minutes, inference, write_json)
         else:
             other = CompareSettings(compare, compare_hop, compare_rate) if compare else None
             settings = BenchSettings(model_file(model), provider, hops, startup, max_channels, other)
@@ -113,7 +116,7 @@ def _jack_bench(model: Path, provider: str, switches: int) -> Callable[[Callable
 
 
 def _soak(
-    model: Path, provider: str, minutes: float, inference: str, write_json: Callable[[dict[str, Any]], None]
+    model: Path, provider: str, minutes: float, inference: str | None, write_json: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """The figures of a soak, written after every slice; Ctrl-C ends it with what there is."""
     from realtime.bench import MeasureError, origin, read_measurable

@@ -26,13 +26,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime.audio import find_device, list_devices, open_duplex, portaudio, silence_jack
+from realtime.audio import find_device, list_devices, open_duplex, portaudio
 from realtime.bench import MeasureError, measure_processor_latency
 from realtime.bundle import Bundle, Style
 from realtime.controls import Controls, Performer, db_to_gain
 from realtime.jack_server import JackServer, jack_library
 from realtime.limiter import limit
 from realtime.processor import FADE_HOPS
+from realtime.quiet import silence_jack
 from realtime.show import percentiles_ms
 from realtime.stream import make_session
 

@@ -130,18 +130,18 @@ def _jack_rows(figures: dict[str, Any]) -> Rows:
 
 def _soak_rows(figures: dict[str, Any]) -> Rows:
     soak = figures["soak"]
-    rows: Rows = [
-        ("soak", f"{soak['seconds']:.0f} s measured in slices of {soak['slice_s']:g} s, inference {soak['inference']}")
-    ]
+    rows: Rows = [("soak", f"{soak['seconds']:.0f} s measured in slices of {soak['slice_s']:g} s")]
     for period in soak["periods"]:
         for kind in ("restyle", "idle"):
             one = period[kind]
             rows.append(
                 (
-                    f"period {period['period_samples']}, {'do-nothing' if kind == 'idle' else kind}",
+                    f"period {period['period_samples']}, "
+                    + ("do-nothing" if kind == "idle" else f"{kind}, inference {period['inference']}"),
                     f"{one['xruns']} xruns, {one['misses']} misses in {one['seconds']:.0f} s, "
                     f"{one['kept_share']:.2%} of the frames"
                     + (f", {one['restarts']} restarts" * bool(one["restarts"]))
+                    + (f", {one['midi_restarts']} restarts of MIDI" * bool(one["midi_restarts"]))
                     + (f", {one['failures']} FAILED" * bool(one["failures"])),
                 )
             )

@@ -23,7 +23,8 @@ import numpy as np
 from realtime.bundle import DEMO_CLIP, DEMO_MIDI, Bundle, Golden, ProviderError, read_bundle
 from realtime.ensemble import join
 from realtime.live import LiveSettings, NoAudioDeviceError, Performance, PerformanceError, Summary
-from realtime.midi import MidiError, MidiInputs, MidiMap, read_midi_file
+from realtime.midi import MidiError, MidiMap, read_midi_file
+from realtime.midi_inputs import MidiInputs
 from realtime.privileges import AUDIO_PRIORITY, may_lock_memory
 from realtime.resample import plan_rates
 from realtime.show import holds_recording

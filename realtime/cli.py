@@ -143,15 +143,15 @@ def devices(as_json: JsonOption = False) -> None:
 
     Example: restyle devices
     """
-    from realtime import midi
     from realtime.audio import DeviceError, list_devices
+    from realtime.midi_ports import list_ports
 
     problem = ""
     try:
         audio = list_devices()
     except DeviceError as error:
         audio, problem = [], str(error)
-    ports_in, ports_out = midi.list_ports("input"), midi.list_ports("output")
+    ports_in, ports_out = list_ports("input"), list_ports("output")
     if as_json:
         listing = {
             "audio": [asdict(device) for device in audio],

@@ -145,7 +145,8 @@ def _perform(
 ) -> dict[str, Any]:
     """Listen and answer until the time is over or a signal comes; the figures."""
     from realtime.continuator import Continuator
-    from realtime.midi import MidiInputs, MidiOutput
+    from realtime.midi_inputs import MidiInputs
+    from realtime.midi_ports import MidiOutput
 
     stop_asked = False
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Self
 
-from realtime.audio import quiet_libraries
+from realtime.quiet import quiet_libraries
 
 SYNCHRONOUS = ("-r", "-S")
 """Without real-time priority, and waiting for its clients: overload slips time and loses nothing."""

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, check_kind, read_bundle
+from realtime.processes import interrupts_held
 from realtime.ring import Mailbox, Ring
-from realtime.worker import interrupts_held
 
 if TYPE_CHECKING:
     from realtime.recognise import Recogniser

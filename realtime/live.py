@@ -23,7 +23,9 @@ from realtime.engine import HOP_FIELDS, METER_COUNT, EngineMeters, EngineSetting
 from realtime.ensemble import ALONE, Ensemble, Parts, join
 from realtime.learned import add_styles
 from realtime.listener import Heard, Listener, read_recogniser
-from realtime.midi import MidiError, MidiInputs, MidiMap, apply, decode, read_midi_file
+from realtime.midi import MidiError, MidiMap, apply, decode, read_midi_file
+from realtime.midi_inputs import MidiInputs
+from realtime.processes import interrupts_held
 from realtime.ring import Mailbox, Ring
 from realtime.show import (
     SHOW_FORMAT,
@@ -34,7 +36,7 @@ from realtime.show import (
     event_width,
     percentiles_ms,
 )
-from realtime.worker import Workers, interrupts_held
+from realtime.worker import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +127,7 @@ class Status:
     restarts: int = 0
     outages: int = 0
     lost_ports: int = 0  # how many times a MIDI port went away
+    midi_restarts: int = 0  # how many times the process of MIDI died
     fault: str = ""  # what the graph or the engine raised last
     waiting_s: float | None = None  # for the audio device, since it went away
     last_event: Event | None = None
@@ -181,7 +184,8 @@ class Performance:
         self.outages = 0
         self.lost_ports = 0
         self.fault = ""
-        self._port_news: deque[tuple[str, bool]] = deque()
+        self.midi_restarts = 0
+        self._midi_news: deque[tuple[str, bool] | str] = deque()
 
     def _check_source(self) -> None:
         """Set what only a model of kind ``generate`` has. Raises PerformanceError for what this model has not."""
@@ -384,7 +388,8 @@ class Performance:
                 self._note_mix()
 
     def _open_midi(self) -> MidiInputs:
-        return MidiInputs(self.settings.midi, self._on_midi, lambda *news: self._port_news.append(news))
+        news = self._midi_news
+        return MidiInputs(self.settings.midi, self._on_midi, lambda *port: news.append(port), news.append)
 
     def _play_events(self) -> None:
         start = time.monotonic()
@@ -413,8 +418,8 @@ class Performance:
         if self._workers is not None:
             for text in self._workers.watch():
                 self._happened(text)
-        while self._port_news:
-            self._note_port(*self._port_news.popleft())
+        while self._midi_news:
+            self._note_midi(self._midi_news.popleft())
         if self._listener is not None:
             self._listener.watch(self.sample_rate)
         alive = self._process.is_alive()  # before the pipe: its last words come first
@@ -444,8 +449,12 @@ class Performance:
                 self._reopen_midi()
         return False
 
-    def _note_port(self, name: str, there: bool) -> None:
-        """A MIDI port went away, or was opened after the start."""
+    def _note_midi(self, news: tuple[str, bool] | str) -> None:
+        """A MIDI port went away, or was opened after the start; or what became of the process that hears them."""
+        if isinstance(news, str):
+            self._happened(news)
+            return
+        name, there = news
         if there:
             self._happened(f"MIDI port {name} is heard")
         else:
@@ -486,6 +495,7 @@ class Performance:
         if kind != "died" and self._inputs is not None and self._inputs.uses_jack:
             # RtMidi stays silent on a server that has gone.
             self._inputs.abandon()
+            self.midi_restarts += self._inputs.restarts
             self._inputs = None
         self._restart_engine()
 
@@ -543,6 +553,7 @@ class Performance:
             restarts=self._workers.restarts if self._workers else 0,
             outages=self.outages,
             lost_ports=self.lost_ports,
+            midi_restarts=self.midi_restarts + (self._inputs.restarts if self._inputs else 0),
             fault=self.fault,
             waiting_s=None if self._lost_at is None else time.monotonic() - self._lost_at,
             last_event=self.events[-1] if self.events else None,
@@ -602,7 +613,7 @@ class Performance:
                     self._files.append(self._draw())
                 except (OSError, AudioFileError) as error:
                     self._recorder.problem = self._recorder.problem or f"the picture could not be written ({error})"
-        if self._inputs is not None:  # after the recording is safe: libraries of hardware are the likeliest to crash
+        if self._inputs is not None:
             self._inputs.close()
             self._inputs = None
         self._shared.close()

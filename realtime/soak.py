@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime.audio import AudioFileError, demo_playing, silence_jack
+from realtime.audio import AudioFileError, demo_playing
 from realtime.bench_jack import Child, answer_until_stop, calm_python, idle_process
 from realtime.bundle import Bundle
 from realtime.jack_server import JackServer, jack_library
 from realtime.live import LiveSettings, Performance, PerformanceError
 from realtime.midi import MidiError
+from realtime.quiet import silence_jack
+from realtime.spectral import SpectralSpec
 
 PLAYER = "restyle-soak"
 POLL_S = 0.1
@@ -38,12 +40,12 @@ WARM_SHARE = 1 / 2
 class SoakSettings:
     """How long in all, shared by the periods and the two kinds of slices, and how many MIDI messages a second.
 
-    ``inference`` as in LiveSettings.
+    ``inference`` as in LiveSettings; None defers where a period is shorter than a hop, and else does not.
     """
 
     provider: str = "cpu"
     minutes: float = 30.0
-    inference: str = "worker"
+    inference: str | None = None
     periods_samples: tuple[int, ...] = (64, 128)
     slice_s: float = 30.0
     messages_per_second: int = 1_000
@@ -52,6 +54,10 @@ class SoakSettings:
     def pairs(self) -> int:
         """Pairs of slices at each period, at least one."""
         return max(1, round(60.0 * self.minutes / (2 * len(self.periods_samples) * self.slice_s)))
+
+    def inference_at(self, period_samples: int, hop_samples: int) -> str:
+        """Where the graph runs at a period."""
+        return self.inference or ("deferred" if period_samples < hop_samples else "worker")
 
     @property
     def real_slice_s(self) -> float:
@@ -65,8 +71,8 @@ class Slice:
 
     ``xruns`` are the server's, heard by the player; ``own_xruns`` those that PortAudio told the client. A miss is a
     hop, or a do-nothing callback, that took longer than the server's period, or a hop that was played dry for want of
-    time. ``restarts`` are of graph processes; memory jumps at one. ``memory_kib`` is the private memory of audio and
-    graph processes as (seconds since the first block, KiB).
+    time. ``restarts`` are of graph processes, ``midi_restarts`` of MIDI's; memory jumps at one. ``memory_kib`` is the
+    private memory of audio, graph and MIDI processes as (seconds since the first block, KiB).
     """
 
     kind: str
@@ -79,6 +85,7 @@ class Slice:
     messages: int
     dropped_frames: int = 0
     restarts: int = 0
+    midi_restarts: int = 0
     memory_kib: list[tuple[float, float]] = field(default_factory=list)
     failure: str = ""
 
@@ -181,7 +188,7 @@ def soak(
                         slices.append(turn(bundle, settings, period, player, stop_asked))
                     except (PerformanceError, MidiError, AudioFileError) as error:
                         slices.append(Slice.failed(kind, period, str(error)))
-                    yield soak_figures(slices, settings, rate)
+                    yield soak_figures(slices, settings, bundle.manifest.spectral)
                     if stop_asked():
                         return
 
@@ -253,7 +260,7 @@ def _restyle_turn(
             midi=PLAYER,
             provider=settings.provider,
             record=Path(folder) / "take",
-            inference=settings.inference,
+            inference=settings.inference_at(period, spec.hop_samples),
         )
         with Performance(live) as performance:
             with _flooded(player):
@@ -288,13 +295,14 @@ def _restyle_turn(
         messages=played_after.messages - played.messages,
         dropped_frames=after.dropped_frames - before.dropped_frames,
         restarts=after.restarts - before.restarts,
+        midi_restarts=after.midi_restarts - before.midi_restarts,
         memory_kib=memory,
         failure=problem,
     )
 
 
 def performing_process_ids() -> list[int]:
-    """The audio and graph processes of the performance that this process runs."""
+    """The audio, graph and MIDI processes of the performance that this process runs."""
     return [
         process.pid
         for process in multiprocessing.active_children()
@@ -342,7 +350,7 @@ def ratio(restyle: int, restyle_s: float, idle: int, idle_s: float) -> float:
     return round((restyle + 1) / (idle + 1) * idle_s / restyle_s, 3)
 
 
-def soak_figures(slices: list[Slice], settings: SoakSettings, sample_rate: int) -> dict[str, Any]:
+def soak_figures(slices: list[Slice], settings: SoakSettings, spec: SpectralSpec) -> dict[str, Any]:
     """What the slices come to, by period; 1.0 is the goal of a ratio, 0.0 of memory growth."""
     periods = []
     for period in dict.fromkeys(one.period_samples for one in slices):
@@ -356,15 +364,16 @@ def soak_figures(slices: list[Slice], settings: SoakSettings, sample_rate: int) 
                 "xruns": sum(one.xruns for one in chosen),
                 "own_xruns": sum(one.own_xruns for one in chosen),
                 "misses": sum(one.misses for one in chosen),
-                "kept_share": round(frames / (seconds * sample_rate), 5) if seconds else 0.0,
+                "kept_share": round(frames / (seconds * spec.sample_rate), 5) if seconds else 0.0,
                 "messages": sum(one.messages for one in chosen),
                 "recording_dropped_frames": sum(one.dropped_frames for one in chosen),
                 "restarts": sum(one.restarts for one in chosen),
+                "midi_restarts": sum(one.midi_restarts for one in chosen),
                 "failures": sum(bool(one.failure) for one in chosen),
             }
         ours, idle = sums["restyle"], sums["idle"]
         periods.append(
-            {"period_samples": period}
+            {"period_samples": period, "inference": settings.inference_at(period, spec.hop_samples)}
             | sums
             | {
                 name: ratio(ours[counted], ours["seconds"], idle[counted], idle["seconds"])
@@ -374,7 +383,6 @@ def soak_figures(slices: list[Slice], settings: SoakSettings, sample_rate: int) 
         )
     return {
         "minutes": settings.minutes,
-        "inference": settings.inference,
         "slice_s": round(settings.real_slice_s, 2),
         "seconds": round(sum(one.seconds for one in slices), 1),
         "messages_per_second": settings.messages_per_second,

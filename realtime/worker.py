@@ -12,7 +12,6 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import shared_memory
 from multiprocessing.context import SpawnContext
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Manifest, read_bundle
 from realtime.privileges import be_urgent, lock_memory
+from realtime.processes import interrupts_held
 from realtime.ring import Shared, shared_view
 
 if TYPE_CHECKING:
@@ -39,19 +39,6 @@ SHORTEST_LIFE_S = 1.0
 START_TIMEOUT_S = 60.0
 PATIENCE_SHARE = 0.8
 """Of the time that there is for a hop, how much the audio callback waits for it."""
-
-
-@contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits: a process started meanwhile never hears it, and no call to a JACK server breaks off halfway."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class LateError(RuntimeError):

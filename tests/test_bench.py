@@ -347,7 +347,7 @@ def test_a_short_soak_gives_every_figure(tmp_path: Path) -> None:
     figures = json.loads(path.read_text())
     assert figures["model"] == "bank" and figures["machine"] and figures["commit"]
     soak = figures["soak"]
-    assert soak["inference"] == "deferred"
+    assert {period["inference"] for period in soak["periods"]} == {"deferred"}
     assert [period["period_samples"] for period in soak["periods"]] == [64, 128]
     assert [(one["period_samples"], one["kind"]) for one in soak["slices"]] == [
         (64, "restyle"),
@@ -444,5 +444,7 @@ def test_where_the_graph_runs_is_for_soaks_and_one_of_three(arguments: tuple[str
 def test_a_soak_shares_its_minutes_out() -> None:
     settings = SoakSettings(minutes=30.0)
     assert (settings.pairs, settings.real_slice_s) == (15, 30.0)
+    assert [settings.inference_at(period, 128) for period in (64, 128)] == ["deferred", "worker"]
+    assert SoakSettings(inference="callback").inference_at(64, 128) == "callback"
     short = SoakSettings(minutes=0.2)
     assert (short.pairs, short.real_slice_s) == (1, 3.0)

@@ -237,8 +237,8 @@ class Restyle:
         assert self.process.stdout is not None and self.process.stderr is not None
         line = self.process.stdout.readline()
         assert line.startswith("performing: "), line + self.process.stderr.read()
-        # Python's resource tracker, the graph, the audio process and the spare graph, in the order of their start.
-        wait_for(lambda: len(children(self.process.pid)) == 4, "the spare graph")
+        # In the order of their start: resource tracker of Python, graph, audio process, MIDI, spare graph.
+        wait_for(lambda: len(children(self.process.pid)) == 5, "the spare graph")
         self.family = children(self.process.pid)
         maps = Path(f"/proc/{self.process.pid}/maps").read_text().split()
         self.memory = [Path(word) for word in set(maps) if word.startswith("/dev/shm/psm_")]
@@ -564,6 +564,35 @@ def test_a_midi_port_that_goes_away_and_comes_back_is_told_and_counted(jack_serv
     assert replay(read_show(take), BUNDLE).equal > RATE // 2
 
 
+def test_when_the_process_of_midi_dies_its_notes_end_and_another_one_hears(
+    jack_server: JackServer, tmp_path: Path
+) -> None:
+    del jack_server
+    take = tmp_path / "take"
+    arguments = ("--clip", str(DEMO_CLIP), "--loop", "--midi", "pedalb", "--style", "violin", "--record", str(take))
+    with pedalboard() as pedals, restyle_live(*arguments) as restyle:
+        restyle.await_sound()
+        pedals.send(bytes([0x90, 0x2A, 0x40]))
+        wait_for(lambda: '"midi": "90 2a 40"' in (take / "show.jsonl").read_text(), "the note")
+        os.kill(restyle.family[3], signal.SIGKILL)
+        wait_for(lambda: len(notes_of(take)) == 2, "another process")
+        restyle.family = children(restyle.process.pid)
+        pedals.send(program("trumpet"))
+        wait_for(lambda: '"midi": "c0 38"' in (take / "show.jsonl").read_text(), "the program change")
+        out, err = restyle.end()
+    died, again = notes_of(take)
+    assert died == "the process of MIDI died (exit code -9); another one is started"
+    assert again == "MIDI is heard again: pedalboard:pedals (Jack)"
+    assert err == f"WARNING: {died}\nWARNING: {again}\n"
+    entries = [json.loads(line) for line in (take / "show.jsonl").read_text().splitlines()]
+    assert [entry["midi"] for entry in entries if "midi" in entry] == ["90 2a 40", "80 2a 00", "c0 38"]
+    frames = [entry["frame"] for entry in entries if entry.get("note") in (died, again)]
+    assert frames[1] - frames[0] < 2 * RATE  # a second where the machine has nothing else to do
+    assert "Trumpet 100%" in out
+    assert "MIDI restarts 1" in next(line for line in reversed(out.splitlines()) if "MIDI" in line)
+    assert replay(read_show(take), BUNDLE).equal > RATE // 2
+
+
 def write_fragile_model(path: Path) -> None:
     """The shipped model, which also looks up the level of its input in a table that ends below the demo clip's peak."""
     onnx = pytest.importorskip("onnx")
@@ -611,7 +640,7 @@ def test_the_audio_and_graph_processes_are_locked_into_memory() -> None:
     with restyle_live("--clip", str(DEMO_CLIP), "--loop") as restyle:
         restyle.await_sound()
         assert all(locked_kib(pid) > 50_000 for pid in restyle.family[1:3])
-        wait_for(lambda: locked_kib(restyle.family[3]) > 50_000, "the spare graph's lock")
+        wait_for(lambda: locked_kib(restyle.family[4]) > 50_000, "the spare graph's lock")
         restyle.end()
 
 

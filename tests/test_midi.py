@@ -15,14 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import realtime.midi
+import realtime.midi_ports
 from realtime.bundle import DEFAULT_MODEL, DEMO_MIDI, Manifest, read_bundle
 from realtime.controls import Performer
 from realtime.midi import (
     KINDS,
     Message,
     MidiError,
-    MidiInputs,
     MidiMap,
     apply,
     controller_value,
@@ -30,6 +29,7 @@ from realtime.midi import (
     encode,
     read_midi_file,
 )
+from realtime.midi_ports import InputPorts
 
 MANIFEST = read_bundle(DEFAULT_MODEL).manifest
 MAP = MidiMap()
@@ -349,14 +349,14 @@ def test_a_port_that_goes_away_lets_go_of_its_notes_and_is_found_again_at_anothe
     monkeypatch: pytest.MonkeyPatch, performer: Performer
 ) -> None:
     sequencer = Sequencer("keys:keys MIDI 1 20:0", "pads:pads MIDI 1 24:0")
-    monkeypatch.setattr(realtime.midi, "_library", lambda: sequencer)
+    monkeypatch.setattr(realtime.midi_ports, "_library", lambda: sequencer)
     received: list[bytes] = []
 
     def on_message(data: bytes) -> None:
         received.append(data)
         send(performer, data)
 
-    inputs = MidiInputs("pads", on_message)
+    inputs = InputPorts("pads", on_message)
     try:
         assert inputs.names == ["pads:pads MIDI 1 24:0 (ALSA)"]
         held = b"\xb2\x40\x7f", b"\x92\x25\x40", b"\x92\x26\x40", b"\x82\x26\x00"
@@ -379,12 +379,12 @@ def test_where_all_ports_are_wanted_a_new_one_is_opened_and_the_others_keep_thei
     monkeypatch: pytest.MonkeyPatch, performer: Performer
 ) -> None:
     sequencer = Sequencer("keys 20:0")
-    monkeypatch.setattr(realtime.midi, "_library", lambda: sequencer)
+    monkeypatch.setattr(realtime.midi_ports, "_library", lambda: sequencer)
 
     def perform(data: bytes) -> None:
         send(performer, data)
 
-    inputs = MidiInputs(None, perform)
+    inputs = InputPorts(None, perform)
     virtual = "virtual port 'restyle-midi' (ALSA)"
     try:
         assert inputs.names == [virtual, "keys 20:0 (ALSA)"]

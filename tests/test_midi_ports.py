@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +15,9 @@ import pytest
 from realtime.bundle import DEFAULT_MODEL, read_bundle
 from realtime.controls import Performer
 from realtime.jack_server import JackServer
-from realtime.midi import KINDS, Message, MidiError, MidiInputs, MidiMap, apply, decode, encode, list_ports
+from realtime.midi import KINDS, Message, MidiError, MidiMap, apply, decode, encode
+from realtime.midi_inputs import MidiInputs
+from realtime.midi_ports import list_ports
 
 pytestmark = pytest.mark.jack
 
@@ -45,7 +51,7 @@ def outputs(new_output: Callable[[str], Any]) -> Iterator[Callable[[str], Any]]:
         client.delete()
 
 
-def await_count(received: list[bytes], count: int) -> None:
+def await_count(received: Sized, count: int) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while len(received) < count and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -135,6 +141,63 @@ def test_the_virtual_port_and_every_port_there_is(
             first_messages(output, received)
     finally:
         inputs.close()
+
+
+@pytest.mark.parametrize("wanted", ["0", "virtual", None], ids=["one port", "virtual", "all ports"])
+def test_a_process_that_dies_lets_go_of_what_was_held_and_another_one_listens(
+    new_output: Callable[[str], Any], outputs: Callable[[str], Any], wanted: str | None
+) -> None:
+    received: list[bytes] = []
+    told: list[str] = []
+    keys = new_output("sender") if wanted == "virtual" else outputs("keys")
+    inputs = MidiInputs(wanted, received.append, on_restart=told.append)
+    try:
+        if wanted == "virtual":
+            keys.open_port(0, "out")
+        names = inputs.names
+        first_messages(keys, received)
+        held = [bytes([0x91, 60, 9]), bytes([0x91, 61, 9]), bytes([0xB1, 64, 127]), bytes([0x81, 60, 0])]
+        send_all(keys, held)
+        await_count(received, len(held))
+        assert inputs.pid is not None
+        os.kill(inputs.pid, signal.SIGKILL)
+        await_count(received, len(held) + 2)
+        assert received == [*held, bytes([0x81, 61, 0]), bytes([0xB1, 64, 0])]
+        await_count(told, 2)
+        assert told[0] == "the process of MIDI died (exit code -9); another one is started"
+        assert told[1].startswith(f"MIDI is heard again: {', '.join(names)}")
+        assert ("virtual port must be again" in told[1]) == (wanted == "virtual")
+        if wanted == "virtual":
+            keys.close_port()
+            keys.open_port(0, "out")
+        first_messages(keys, received)
+        assert inputs.names == names and inputs.restarts == 1
+    finally:
+        inputs.close()
+        if wanted == "virtual":
+            keys.close_port()
+            keys.delete()
+
+
+def test_ending_under_a_flood_takes_seconds_at_most_and_leaves_no_process(outputs: Callable[[str], Any]) -> None:
+    keys, over = outputs("keys"), threading.Event()
+
+    def keep_sending() -> None:
+        while not over.is_set():
+            keys.send_message([0xB0, 1, 64])
+            time.sleep(0.001)
+
+    received: list[bytes] = []
+    inputs = MidiInputs("keys", received.append)
+    sender = threading.Thread(target=keep_sending)
+    sender.start()
+    try:
+        await_count(received, 100)
+        inputs.close()
+    finally:
+        over.set()
+        sender.join()
+    assert inputs.pid is not None and not Path(f"/proc/{inputs.pid}").exists() and len(received) >= 100
 
 
 def test_a_port_that_does_not_exist_is_refused_with_the_list(outputs: Callable[[str], Any]) -> None:

@@ -1,0 +1,195 @@
+"""MIDI inputs in a process of their own, which may crash or hang without the performance."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from realtime.midi import MidiError
+from realtime.midi_ports import VIRTUAL, Held, InputPorts, Wanted
+from realtime.privileges import be_urgent
+from realtime.processes import interrupts_held
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 3.0
+RETRY_S = 1.0
+"""Between two lives that were shorter."""
+
+
+def listen(wanted: str | Wanted | None, pipe: Any) -> None:
+    """The process: sends ('ready', names, whether JACK's, the one port wanted) or ('error', text), then ('heard',
+    bytes) for each message and ('port', name, whether there, names) for each port, until anything comes or the other
+    end is gone."""
+    be_urgent()
+    sending = threading.Lock()
+
+    def send(*message: Any) -> None:
+        with sending, contextlib.suppress(OSError):  # nobody is left to hear it: the other end says so, too
+            pipe.send(message)
+
+    try:
+        ports = InputPorts(
+            wanted,
+            lambda data: send("heard", data),
+            lambda name, there: send("port", name, there, ports.names, ports.uses_jack),
+        )
+    except MidiError as error:
+        send("error", str(error))
+        return
+    send("ready", ports.names, ports.uses_jack, ports.only)
+    with contextlib.suppress(EOFError, OSError):
+        pipe.recv()
+    ports.close()
+    os._exit(0)  # what could not be closed would crash, or wait for ever, at a usual end
+
+
+class MidiInputs:
+    """Hears MIDI inputs; every message reaches ``on_message`` on a thread of this class.
+
+    A port that goes away lets go of its notes, and is opened again once it is back. Where the process that has the
+    ports dies, what was held is let go and another one starts at once. ``close`` and ``abandon`` are for the maker.
+    """
+
+    def __init__(
+        self,
+        wanted: str | None,
+        on_message: Callable[[bytes], None],
+        on_port: Callable[[str, bool], None] = lambda *_: None,
+        on_restart: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``wanted``: an index of ``list_ports``, part of a port's name, 'virtual', or None for all ports there are.
+
+        On a thread of this class, ``on_port`` hears the name of a port that went away (False) or was opened after the
+        start (True), and ``on_restart``, in words, that the process died, or that another one listens. Raises
+        MidiError, with the list, when a wanted port does not exist.
+        """
+        self._wanted: str | Wanted | None = wanted
+        self._deliver, self._tell_port, self._tell_restart = on_message, on_port, on_restart
+        self._held = Held()
+        self._lock = threading.Lock()  # no process is started once it is over
+        self._over = False
+        self.names: list[str] = []
+        """The ports that are open now, for a panel; any thread."""
+        self.uses_jack = False
+        """Whether a port is one of a JACK server's."""
+        self.restarts = 0
+        # A fresh interpreter: a fork would inherit threads and libraries of this one.
+        self._context = multiprocessing.get_context("spawn")
+        self._start()
+        problem = self._await_ready()
+        if problem:
+            self._kill()
+            raise MidiError(problem)
+        self._reader = threading.Thread(target=self._keep_hearing, name="midi-messages", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that has the ports."""
+        return self._process.pid
+
+    def _start(self) -> None:
+        self._pipe, theirs = self._context.Pipe()
+        self._process = self._context.Process(
+            target=listen, args=(self._wanted, theirs), name="restyle-midi", daemon=True
+        )
+        with interrupts_held():
+            self._process.start()
+        theirs.close()
+        self._started_at = time.monotonic()
+
+    def _await_ready(self) -> str:
+        """Wait until the process listens; what went wrong, or nothing."""
+        try:
+            if not self._pipe.poll(START_TIMEOUT_S):
+                return f"the process of MIDI did not start within {START_TIMEOUT_S:g} s"
+            kind, *content = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join(STOP_TIMEOUT_S)
+            return f"the process of MIDI died (exit code {self._process.exitcode}) while it opened the ports"
+        if kind == "error":
+            return content[0]
+        self.names, self.uses_jack, only = content
+        self._wanted = only or self._wanted
+        return ""
+
+    def _keep_hearing(self) -> None:
+        while not self._over:
+            try:
+                kind, *content = self._pipe.recv()
+            except (EOFError, OSError):
+                self._replace()
+                continue
+            if kind == "heard":
+                self._held.hear(content[0])
+                self._hear(content[0])
+            else:
+                name, there, self.names, self.uses_jack = content
+                self._tell_port(name, there)
+
+    def _hear(self, data: bytes) -> None:
+        try:
+            self._deliver(data)
+        except Exception as error:  # one message that cannot be used must not cost the rest
+            logger.warning("MIDI message: %s", error)
+
+    def _replace(self) -> None:
+        """The process is gone: nobody else will send the ends of what was held; another one, unless it is over."""
+        self._process.join(STOP_TIMEOUT_S)
+        if self._over:
+            return
+        self.restarts += 1
+        self.names = []
+        for data in self._held.let_go():
+            self._hear(data)
+        self._tell_restart(f"the process of MIDI died (exit code {self._process.exitcode}); another one is started")
+        if time.monotonic() - self._started_at < RETRY_S:
+            time.sleep(RETRY_S)
+        with self._lock:
+            if self._over:
+                return
+            self._pipe.close()
+            self._start()
+        problem = self._await_ready()
+        if problem:
+            logger.debug("%s", problem)
+            self._kill()
+        elif not self._over:
+            again = "; what was connected to the virtual port must be again" if self._wanted == VIRTUAL else ""
+            self._tell_restart(f"MIDI is heard again: {', '.join(self.names) or 'no port'}{again}")
+
+    def _kill(self) -> None:
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join(STOP_TIMEOUT_S)
+
+    def mute(self) -> None:
+        """Deliver nothing any more; the ports stay open. Any thread."""
+        self._deliver, self._tell_port, self._tell_restart = (lambda _: None), (lambda *_: None), (lambda _: None)
+
+    def abandon(self) -> None:
+        """Stop listening at once: RtMidi waits for a JACK server that does not answer, for ever."""
+        self.mute()
+        with self._lock:
+            self._over = True
+            self._kill()
+        self._reader.join(STOP_TIMEOUT_S)
+
+    def close(self) -> None:
+        """Stop listening, and close the ports in a moment of quiet, or within STOP_TIMEOUT_S all the same."""
+        self.mute()
+        with self._lock:
+            self._over = True
+            with contextlib.suppress(OSError):
+                self._pipe.send("stop")
+            self._process.join(STOP_TIMEOUT_S)
+            self._kill()
+        self._reader.join(STOP_TIMEOUT_S)
