@@ -25,6 +25,7 @@ from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
 from realtime.ensemble import ALONE, Part, Parts, join
 from realtime.jack_server import JackServer
 from realtime.limiter import limit
+from realtime.soak import flood
 from realtime.stream import Stream
 from realtime.worker import SHORTEST_LIFE_S, LateError, RemoteStream, Workers
 from tests.test_live_jack import (
@@ -412,6 +413,33 @@ def test_a_flood_of_midi_disturbs_nothing(musician: Musician) -> None:
     assert "Trumpet 100%" in out and err == ""
     sent, heard = musician.since(0)
     np.testing.assert_array_equal(heard[start:end], sent[start - delay : end - delay])
+
+
+def test_of_ten_thousand_messages_a_second_none_is_lost_and_all_of_them_replay(
+    musician: Musician, tmp_path: Path
+) -> None:
+    """Programs, chords and controllers in the middle of a phrase, as many in every period as make 10,125 a second."""
+    take = tmp_path / "take"
+    with restyle_live("--input", "musician", "--midi", "virtual", "--record", str(take)) as restyle:
+        restyle.await_sound()
+        musician.client.connect(musician.midi, "restyle-midi:in")
+        musician.begin(np.tile(GUITAR, 4))
+        musician.rest(RATE // 2)
+        messages = [message for message in flood() if not message.startswith(b"\xe0")] * 32
+        musician.raw_midi_per_period = 27
+        start = musician.position
+        musician.raw_midi += messages
+        wait_for(lambda: not musician.raw_midi, "the end of the flood")
+        seconds = (musician.position - start) / RATE
+        wait_for(lambda: sum("midi" in entry for entry in journal(take)) >= len(messages), "the last message")
+        musician.rest(RATE // 2)
+        out, err = restyle.end()
+    assert len(messages) / seconds > 9_000 and err == ""
+    assert [entry["midi"] for entry in journal(take) if "midi" in entry] == [one.hex(" ") for one in messages]
+    summary = next(line for line in reversed(out.splitlines()) if "restarts" in line)
+    assert "dry 0 " in summary and "errors 0 " in summary
+    again = replay(take)
+    assert again["equal"] == again["compared"] == again["frames"] and again["fault_hops"] == 0
 
 
 @pytest.mark.usefixtures("jack_server")

@@ -93,6 +93,7 @@ class Musician:
         self._in = self.client.inports.register("in")
         self.midi = self.client.midi_outports.register("raw")
         self.raw_midi: list[bytes] = []
+        self.raw_midi_per_period = 1_000
         self._sent: list[NDArray[np.float32]] = []
         self._heard: list[NDArray[np.float32]] = []
         self._music, self._at = np.zeros(0, np.float32), 0
@@ -105,8 +106,10 @@ class Musician:
         self._at += len(music)
         out[: len(music)], out[len(music) :] = music, 0.0
         self.midi.clear_buffer()
-        while self.raw_midi:
-            self.midi.write_midi_event(0, self.raw_midi.pop(0))
+        count = min(self.raw_midi_per_period, len(self.raw_midi))
+        for i in range(count):
+            self.midi.write_midi_event(i * frames // count, self.raw_midi[i])
+        del self.raw_midi[:count]
         self._sent.append(out.copy())
         self._heard.append(self._in.get_array().copy())
         self.position += frames
