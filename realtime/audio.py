@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,26 @@ def find_device(devices: list[Device], wanted: str | None, direction: str) -> De
         matches = "; ".join(map(str, found))
         raise DeviceError(f"'{wanted}' fits several {direction} devices, give the index: {matches}")
     return found[0]
+
+
+@dataclass(frozen=True)
+class LastingDevice:
+    """What stays the same of a device that is unplugged and comes back, perhaps under another number."""
+
+    host_api: str
+    name: str
+
+    @classmethod
+    def of(cls, device: Device) -> LastingDevice:
+        return cls(device.host_api, re.sub(r"\s*\(hw:\d+,\d+\)$", "", device.name))
+
+
+def find_again(devices: list[Device], lasting: LastingDevice, direction: str) -> Device:
+    """That device and no other, 'input' or 'output'. Raises DeviceError while it is away."""
+    for device in devices:
+        if LastingDevice.of(device) == lasting and (device.inputs if direction == "input" else device.outputs):
+            return device
+    raise DeviceError(f"{direction} device '{lasting.name}' ({lasting.host_api}) is away")
 
 
 def device_names(source: Device, sink: Device) -> str:

@@ -30,9 +30,11 @@ from realtime.audio import (
     Device,
     DeviceError,
     DeviceRateError,
+    LastingDevice,
     NoDeviceError,
     device_names,
     file_info,
+    find_again,
     find_device,
     list_devices,
     open_duplex,
@@ -64,8 +66,9 @@ class EngineSettings:
 
     ``heard_name`` is a ring like ``sound_name``'s, for a listener that may miss what it likes.
     ``link`` leads to the graph's workers; without it, the graph runs in the audio callback. One that takes the place
-    of an audio process that is gone is ``returning``: it waits for its device, and counts on from ``start_frames``. A
-    recording that was begun is at ``recorded_rate``; what is played at another rate does not go into it.
+    of an audio process that is gone is ``returning``: it waits for its devices, the ones of ``before`` (input, output)
+    and no others, and counts on from ``start_frames``. A recording that was begun is at ``recorded_rate``; what is
+    played at another rate does not go into it.
     """
 
     model: Path
@@ -88,6 +91,7 @@ class EngineSettings:
     patience_ms: float | None = None
     start_frames: int = 0
     returning: bool = False
+    before: tuple[LastingDevice, LastingDevice] | None = None
     recorded_rate: int | None = None
     parts: Parts = ALONE
 
@@ -377,6 +381,12 @@ def _tell_fault(engine: Engine, pipe: Connection) -> None:
 def choose_devices(settings: EngineSettings, listens: bool = True) -> tuple[Device, Device]:
     """Input and output device for the settings, twice the output for who does not listen. Raises DeviceError."""
     devices = list_devices()
+    if settings.before is not None:
+        source, sink = (
+            find_again(devices, device, direction if listens else "output")
+            for device, direction in zip(settings.before, ("input", "output"), strict=True)
+        )
+        return source, sink
     if not listens:
         sink = find_device(devices, settings.output_device, "output")
         return sink, sink
@@ -441,6 +451,7 @@ def _play_device(engine: Engine, pipe: Connection) -> None:
     # An output alone has one latency.
     latency_s = stream.latency if engine.listens else (0.0, stream.latency)
     ready = {
+        "devices": (LastingDevice.of(source), LastingDevice.of(sink)),
         "input": asdict(source) if engine.listens else asdict(source) | {"name": f"noise of seed {settings.seed}"},
         "output": asdict(sink),
         "block": block,

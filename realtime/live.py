@@ -308,6 +308,7 @@ class Performance:
             patience_ms=settings.patience_ms,
             start_frames=start_frames,
             returning=returning,
+            before=self.ready.get("devices") if returning else None,
             recorded_rate=None if self._recorder is None else self._recorder.heading.sample_rate,
             parts=settings.parts,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from realtime.audio import Device, DeviceError, NoDeviceError, find_device, open_duplex
+from realtime.audio import Device, DeviceError, LastingDevice, NoDeviceError, find_again, find_device, open_duplex
 from realtime.engine import EngineSettings, device_latency_samples, no_device_report
 
 
@@ -101,6 +101,17 @@ def test_the_default_is_meant_where_nothing_is_named() -> None:
     assert find_device(devices[:1], None, "output").index == 0
     with pytest.raises(NoDeviceError, match="no audio input device"):
         find_device([device(inputs=0)], None, "input")
+
+
+def test_a_device_that_comes_back_is_the_same_one_under_whatever_number_and_no_other() -> None:
+    before = device(1, name="Scarlett 2i2: USB Audio (hw:1,0)", default=True)
+    others = [device(0, name="HDA Intel: ALC295 (hw:0,0)", default=True), device(2, name=before.name, api="JACK")]
+    again = device(3, name="Scarlett 2i2: USB Audio (hw:2,0)", inputs=0)
+    with pytest.raises(DeviceError, match=r"output device 'Scarlett 2i2: USB Audio' \(ALSA\) is away"):
+        find_again(others, LastingDevice.of(before), "output")
+    assert find_again([*others, again], LastingDevice.of(before), "output") == again
+    with pytest.raises(DeviceError, match="input device"):
+        find_again([*others, again], LastingDevice.of(before), "input")
 
 
 def test_a_device_is_meant_by_index_part_of_its_name_or_host_api() -> None:
