@@ -235,9 +235,6 @@ class Recorder:
         if self.problem:
             return
         try:
-            if len(frames):
-                self._input.write(frames[:, : self.channels])
-                self._output.write(frames[:, self.channels :])
             entries: list[dict[str, Any]] = []
             while self._notes:
                 entries.append(self._notes.popleft())
@@ -245,6 +242,9 @@ class Recorder:
             if entries:
                 self._journal.write("".join(json.dumps(entry) + "\n" for entry in entries))
                 self._journal.flush()
+            if len(frames):  # after what controlled them: a recording cut off in between replays to its end
+                self._input.write(frames[:, : self.channels])
+                self._output.write(frames[:, self.channels :])
         except Exception as error:
             # Whatever it is, it ends the recording and must be seen: nobody waits for this thread.
             self.problem = str(error) or type(error).__name__
