@@ -50,8 +50,8 @@ STOP_TIMEOUT_S = 2.0
 STALE_S = 2.0
 RETURN_TIMEOUT_S = 5.0
 SHORTEST_LIFE_S = 2.0
-LIVES = 3
-"""So many audio processes in a row may end within SHORTEST_LIFE_S; then it is not the device that is wrong."""
+LIVES, PAUSE_S = 3, 1.0
+"""So many audio processes in a row may end within SHORTEST_LIFE_S; then each next one waits for PAUSE_S."""
 
 
 class PerformanceError(RuntimeError):
@@ -219,6 +219,7 @@ class Performance:
         self._listener: Listener | None = None
         self._lost_at: float | None = None
         self._short_lives = 0
+        self._next_start_at: float | None = None
         self._return_timeout_s = START_TIMEOUT_S
         self._past = EngineMeters()
         try:
@@ -423,6 +424,10 @@ class Performance:
             self._note_midi(self._midi_news.popleft())
         if self._listener is not None:
             self._listener.watch(self.sample_rate)
+        if self._next_start_at is not None:
+            if time.monotonic() >= self._next_start_at:
+                self._restart_engine()
+            return False
         alive = self._process.is_alive()  # before the pipe: its last words come first
         if self._pipe.poll():
             message = self._receive()
@@ -483,8 +488,6 @@ class Performance:
         """The audio process is gone or useless: another one, which waits until there is a device again."""
         lived = time.monotonic() - self._engine_started_at
         self._short_lives = self._short_lives + 1 if lived < SHORTEST_LIFE_S else 0
-        if self._short_lives >= LIVES:
-            raise PerformanceError(text)
         if self._lost_at is None:
             self._lost_at = time.monotonic()
             self.outages += 1
@@ -498,9 +501,13 @@ class Performance:
             self._inputs.abandon()
             self.midi_restarts += self._inputs.restarts
             self._inputs = None
-        self._restart_engine()
+        if self._short_lives < LIVES:
+            self._restart_engine()
+        else:  # what ends at once is not started without end, and a show not given up
+            self._next_start_at = time.monotonic() + PAUSE_S
 
     def _restart_engine(self) -> None:
+        self._next_start_at = None
         if self._process.is_alive():
             self._process.kill()
         self._process.join(STOP_TIMEOUT_S)

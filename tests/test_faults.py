@@ -163,21 +163,31 @@ def test_a_hop_whose_worker_dies_is_late_however_soon_another_one_serves(parts: 
         workers.close()
 
 
+@pytest.mark.parametrize("times", [1, 5], ids=["once", "five times in a row"])
 def test_an_audio_process_that_is_killed_comes_back_and_the_recording_goes_on(
-    musician: Musician, tmp_path: Path
+    musician: Musician, tmp_path: Path, times: int
 ) -> None:
     take = tmp_path / "take"
     with restyle_live("--input", "musician", "--midi", "virtual", "--record", str(take)) as restyle:
         restyle.await_sound()
         musician.begin(np.tile(GUITAR, 20))
         musician.rest(RATE)
+        others = set(restyle.family) - {restyle.family[2]}
         os.kill(restyle.family[2], signal.SIGKILL)
+        for number in range(2, times + 1):  # the next ones end before they play
+
+            def new(killed: int = number) -> set[int]:
+                dead = (take / "show.jsonl").read_text().count("the audio process died")
+                return set(children(restyle.process.pid)) - others if dead == killed - 1 else set()
+
+            wait_for(lambda: bool(new()), f"audio process {number}")
+            os.kill(new().pop(), signal.SIGKILL)
         wait_for(lambda: noted(take, "audio is back"), "audio")
         musician.rest(RATE)
         assert rms(musician.since(musician.position - RATE // 2)[1]) > 0.01
         restyle.family = children(restyle.process.pid)
         out, err = restyle.end()
-    assert "outages 1" in out and "the audio process died (exit code -9)" in err
+    assert "outages 1" in out and err.count("the audio process died (exit code -9)") == times
     starts = [entry["frame"] for entry in journal(take) if entry.get("event") == "start"]
     assert len(starts) == 2 and starts[0] == 0
     played, _ = soundfile.read(take / "output.wav", dtype="float32")
