@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 3.0
 RETRY_S = 1.0
-"""Between two lives that were shorter."""
+"""Before another process, where the last one lived no longer or could not open its ports."""
 
 
 def listen(wanted: str | Wanted | None, pipe: Any) -> None:
@@ -75,7 +75,7 @@ class MidiInputs:
         self._deliver, self._tell_port, self._tell_restart = on_message, on_port, on_restart
         self._held = Held()
         self._lock = threading.Lock()  # no process is started once it is over
-        self._over = False
+        self._over = threading.Event()
         self.names: list[str] = []
         """The ports that are open now, for a panel; any thread."""
         self.uses_jack = False
@@ -122,7 +122,7 @@ class MidiInputs:
         return ""
 
     def _keep_hearing(self) -> None:
-        while not self._over:
+        while not self._over.is_set():
             try:
                 kind, *content = self._pipe.recv()
             except (EOFError, OSError):
@@ -144,27 +144,28 @@ class MidiInputs:
     def _replace(self) -> None:
         """The process is gone: nobody else will send the ends of what was held; another one, unless it is over."""
         self._process.join(STOP_TIMEOUT_S)
-        if self._over:
+        if self._over.is_set():
             return
         self.restarts += 1
         self.names = []
         for data in self._held.let_go():
             self._hear(data)
         self._tell_restart(f"the process of MIDI died (exit code {self._process.exitcode}); another one is started")
-        if time.monotonic() - self._started_at < RETRY_S:
-            time.sleep(RETRY_S)
-        with self._lock:
-            if self._over:
+        pause_s = RETRY_S if time.monotonic() - self._started_at < RETRY_S else 0.0
+        while not self._over.wait(pause_s):
+            with self._lock:
+                if self._over.is_set():
+                    return
+                self._pipe.close()
+                self._start()
+            problem = self._await_ready()
+            if not problem:
+                again = "; what was connected to the virtual port must be again" if self._wanted == VIRTUAL else ""
+                self._tell_restart(f"MIDI is heard again: {', '.join(self.names) or 'no port'}{again}")
                 return
-            self._pipe.close()
-            self._start()
-        problem = self._await_ready()
-        if problem:
             logger.debug("%s", problem)
             self._kill()
-        elif not self._over:
-            again = "; what was connected to the virtual port must be again" if self._wanted == VIRTUAL else ""
-            self._tell_restart(f"MIDI is heard again: {', '.join(self.names) or 'no port'}{again}")
+            pause_s = RETRY_S
 
     def _kill(self) -> None:
         if self._process.is_alive():
@@ -179,7 +180,7 @@ class MidiInputs:
         """Stop listening at once: RtMidi waits for a JACK server that does not answer, for ever."""
         self.mute()
         with self._lock:
-            self._over = True
+            self._over.set()
             self._kill()
         self._reader.join(STOP_TIMEOUT_S)
 
@@ -187,7 +188,7 @@ class MidiInputs:
         """Stop listening, and close the ports in a moment of quiet, or within STOP_TIMEOUT_S all the same."""
         self.mute()
         with self._lock:
-            self._over = True
+            self._over.set()
             with contextlib.suppress(OSError):
                 self._pipe.send("stop")
             self._process.join(STOP_TIMEOUT_S)
