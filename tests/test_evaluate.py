@@ -338,6 +338,7 @@ def test_the_command_from_folders_to_figures(
     for system in (figures, *figures["baselines"].values()):
         assert system["mean_of_voices"] is None or 0.0 <= system["mean_of_voices"]["style_accuracy"] <= 1.0
     assert (figures["mean_of_voices"] is None) == (not figures["inputs_used"]["guitar"]["pitched"])
+    assert (figures["mean_of_voices"] is None) == (figures["styles_of_voices"] is None)
     same = figures["baselines"]["first"]["mean"]
     assert same == figures["mean"]  # one engine, one figure
     for shares in figures["taken_for"].values():

@@ -220,13 +220,14 @@ def evaluate(
         rows, unchanged = (_some(systems[system], numbers) for system in (name, UNCHANGED))
         return _summarise([items[i] for i in numbers], rows, tones.get(name, {}), real, unchanged, recogniser)
 
-    summaries = {
-        name: {
+    summaries = {}
+    for name in systems:
+        of_voices = summary(name, voices) if voices else {"mean": None, "styles": None}
+        summaries[name] = {
             **summary(name, range(len(items))),
-            "mean_of_voices": summary(name, voices)["mean"] if voices else None,
+            "mean_of_voices": of_voices["mean"],
+            "styles_of_voices": of_voices["styles"],
         }
-        for name in systems
-    }
     accuracy = recogniser.accuracy
     figures = {
         "model": bundle.manifest.name,

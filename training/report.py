@@ -59,18 +59,19 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         pitched = f"{'yes' if used['pitched'] else 'no'} {used['pitch_agreement']:.2f}"
         per_input.add_row(name, *cells(values, OF_ALL_INPUTS), pitched)
     headings = [heading for _, heading, _ in COLUMNS]
-    per_style = _grid(f"{figures['file']}, per style", "style", *headings, "level\nLU")
-    for style, values in figures["styles"].items():
-        per_style.add_row(style, *cells(values), f"{values['level_difference_lu']:+.1f}")
-    means = []
-    for key, of in (("mean", "all inputs"), ("mean_of_voices", "the inputs of one pitch at a time")):
+    per_style, means = [], []
+    for kind, of in (("", "all inputs"), ("_of_voices", "the inputs of one pitch at a time")):
+        key = f"mean{kind}"
         if figures[key] is None:
             continue
+        per_style.append(_grid(f"{figures['file']}, per style, {of}", "style", *headings, "level\nLU"))
+        for style, values in figures[f"styles{kind}"].items():
+            per_style[-1].add_row(style, *cells(values), f"{values['level_difference_lu']:+.1f}")
         title = f"{figures['file']} beside its baselines, mean over styles, {of}"
         means.append(_grid(title, "", *headings, "levels\nLU"))
         for name, system in {figures["file"]: figures, **figures["baselines"]}.items():
             means[-1].add_row(name, *cells(system[key]), f"{system[key]['level_spread_lu']:.1f}")
-    return [judge, per_input, per_style, *means, *_reconstruction(figures)]
+    return [judge, per_input, *per_style, *means, *_reconstruction(figures)]
 
 
 def _reconstruction(figures: dict[str, Any]) -> list[Table]:
