@@ -17,9 +17,9 @@ def export(
     model: Annotated[Path, typer.Argument(help="The model file to write, ending in .onnx.")],
     description: Annotated[str, typer.Option(help="One line for the model card.")] = "",
     emphasis: Annotated[
-        float,
-        typer.Option(min=0.1, max=3.0, help="How far styles lie from their mean, times this: above 1 overdoes them."),
-    ] = 1.0,
+        str,
+        typer.Option(help="How far styles lie from their mean, times this: 1.15, or 1.15,choir=1.3; above 1 overdoes."),
+    ] = "1",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write one model file from a checkpoint, verified against torch sample by sample, or none.
@@ -32,7 +32,7 @@ def export(
         from export.notes import export_composer
         from export.recogniser import export_recogniser
         from export.verify import VerifyError
-        from export.writer import export_checkpoint
+        from export.writer import Emphasis, EmphasisError, export_checkpoint
         from realtime.bundle import BundleError
         from training.checkpoint import (
             CheckpointError,
@@ -47,9 +47,13 @@ def export(
     if model.suffix != ".onnx":
         raise _refusal(console, f"{model}: a model file ends in .onnx", code=2)
     try:
+        overdo = Emphasis.parse(emphasis)
+    except ValueError as error:
+        raise _refusal(console, f"--emphasis: {error}", code=2) from None
+    try:
         with console.status("tracing, measuring and verifying"):
             objective = objective_of(checkpoint)
-            if emphasis != 1.0 and objective in ("compose", "recognise"):
+            if overdo != Emphasis() and objective in ("compose", "recognise"):
                 raise _refusal(console, f"--emphasis: {checkpoint} has no styles to overdo; leave it out", code=2)
             if objective == "compose":
                 result = export_composer(load_composer(checkpoint), model, description)
@@ -58,9 +62,9 @@ def export(
                 result = export_recogniser(load_recogniser(checkpoint), model, description)
                 extent = f"over {result.hops} hops"
             else:
-                result = export_checkpoint(load_for_export(checkpoint), model, description, emphasis)
+                result = export_checkpoint(load_for_export(checkpoint), model, description, overdo)
                 extent = f"of full scale over {result.hops} hops"
-    except (CheckpointError, VerifyError, BundleError) as error:
+    except (CheckpointError, VerifyError, BundleError, EmphasisError) as error:
         raise _refusal(console, str(error)) from None
     except OSError as error:
         raise _refusal(console, f"{model}: {error.strerror or error}; nothing was written") from None

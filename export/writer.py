@@ -6,8 +6,8 @@ import base64
 import datetime as dt
 import os
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ MOST_BLENDED_STYLES = 32
 """Of whose blends levels are measured: pairs grow with the square."""
 ROWS_AT_ONCE = 16
 NOISE_PLAYINGS, NOISE_SECONDS = 3, 8.0
+LEAST_EMPHASIS, MOST_EMPHASIS = 0.1, 3.0
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,62 @@ class Noise:
     clip_samples: int  # as long as in training
 
 
-def export_checkpoint(trained: TrainedModel, path: Path, description: str = "", emphasis: float = 1.0) -> Verification:
-    """Write the model file of a training run. Raises VerifyError or OSError and then leaves no file.
+class EmphasisError(ValueError):
+    """An emphasis of a style that the model does not have."""
 
-    ``emphasis``: how far style vectors lie from their mean, times this; what the file keeps to train on stays as it is.
+
+@dataclass(frozen=True)
+class Emphasis:
+    """How far style vectors lie from their mean, times this; ``of`` are styles, by id, with one of their own."""
+
+    usual: float = 1.0
+    of: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Emphasis:
+        """'1.15', 'choir=1.3' or '1.15,choir=1.3'. Raises ValueError."""
+        usual, of = 1.0, dict[str, float]()
+        for part in text.split(","):
+            style, equals, number = part.rpartition("=")
+            try:
+                value = float(number)
+            except ValueError:
+                raise ValueError(f"'{part}' is no number; write it as 1.15 or 1.15,choir=1.3") from None
+            if not LEAST_EMPHASIS <= value <= MOST_EMPHASIS:
+                raise ValueError(f"{value:g} is outside {LEAST_EMPHASIS:g}..{MOST_EMPHASIS:g}")
+            if equals:
+                of[style.strip()] = value
+            else:
+                usual = value
+        return cls(usual, of)
+
+    def metrics(self) -> dict[str, float]:
+        """What the model card says of it; nothing where nothing is overdone."""
+        named = {f"style_emphasis_{style}": value for style, value in self.of.items()}
+        return ({} if self.usual == 1.0 else {"style_emphasis": self.usual}) | named
+
+
+def export_checkpoint(
+    trained: TrainedModel, path: Path, description: str = "", emphasis: Emphasis = Emphasis()
+) -> Verification:
+    """Write the model file of a training run. Raises EmphasisError, VerifyError or OSError and then leaves no file.
+
+    What the file keeps to train on stays as it is, whatever the ``emphasis``.
     """
     recipe = trained.recipe
+    known = [recipe.style[row].id for row in recipe.performed]
+    if unknown := [style for style in emphasis.of if style not in known]:
+        raise EmphasisError(f"--emphasis: there is no style '{unknown[0]}'; there are: {', '.join(known)}")
     mean = trained.style_vectors.mean(dim=0)
-    vectors = (mean + emphasis * (trained.style_vectors - mean)).numpy().astype(np.float32)
+    factors = torch.tensor([emphasis.of.get(entry.id, emphasis.usual) for entry in recipe.style])[:, None]
+    vectors = (mean + factors * (trained.style_vectors - mean)).numpy().astype(np.float32)
     styles = [
         NamedStyle(entry.id, entry.label, entry.midi_program, vectors[row])
         for row, entry in enumerate(recipe.style)
         if row in recipe.performed
     ]
     card = card_of(trained, description)
-    if emphasis != 1.0:
-        card = replace(card, metrics=card.metrics | {"style_emphasis": emphasis})
+    card = replace(card, metrics=card.metrics | emphasis.metrics())
     return write_model(
         trained.generator,
         recipe.spectral,

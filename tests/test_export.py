@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 import export.writer  # noqa: E402
 from export.graph import build_graph, state_from_tensors, state_tensors  # noqa: E402
 from export.verify import MINIMUM_HOPS, TOLERANCE, VerifyError, run_torch, verify  # noqa: E402
-from export.writer import NamedStyle, write_model  # noqa: E402
+from export.writer import Emphasis, NamedStyle, write_model  # noqa: E402
 from realtime.bundle import Card, Golden, Source, read_bundle  # noqa: E402
 from realtime.controls import TARGET_LOUDNESS_LUFS  # noqa: E402
 from realtime.loudness import reference_playings  # noqa: E402
@@ -200,6 +200,18 @@ def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
     suffix = run_export(str(tmp_path / "foreign.ckpt"), str(tmp_path / "m.bin"))
     assert suffix.returncode == 2 and "ends in .onnx" in suffix.stdout + suffix.stderr
     assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("loud", "'loud' is no number"), ("1.1,choir=", "'choir=' is no number"), ("choir=4", "4 is outside 0.1..3")],
+)
+def test_an_emphasis_is_one_number_and_others_by_style(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Emphasis.parse(text)
+    assert Emphasis.parse("1.15") == Emphasis(1.15)
+    assert Emphasis.parse("1.15,choir=1.3,flute=1") == Emphasis(1.15, {"choir": 1.3, "flute": 1.0})
+    assert Emphasis.parse("choir=1.3").metrics() == {"style_emphasis_choir": 1.3}
 
 
 def test_the_shipped_card_is_plain_json() -> None:

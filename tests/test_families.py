@@ -100,12 +100,17 @@ def test_every_recipe_trains_in_a_moment(name: str, recordings: Path, tmp_path: 
 def test_a_family_trains_is_exported_rendered_and_performed(name: str, recordings: Path, tmp_path: Path) -> None:
     model, clip, out = tmp_path / f"{name}.onnx", tmp_path / "clip.wav", tmp_path / "out.wav"
     checkpoint = train_fast(name, recordings, tmp_path / "run")
-    command("export", checkpoint, model, "--emphasis", 1.25)
+    first = recipe(name).style[0].id
+    command("export", checkpoint, model, "--emphasis", f"1.25,{first}=0.9")
     manifest = read_bundle(model).manifest
     assert manifest.name == f"{name}-fast" and manifest.card.metrics["style_emphasis"] == 1.25
     learned = load_for_export(checkpoint).style_vectors
     written = torch.tensor([style.vector for style in manifest.styles])
-    torch.testing.assert_close(written - written.mean(dim=0), 1.25 * (learned - learned.mean(dim=0)))
+    factors = torch.tensor([[0.9 if style.id == first else 1.25] for style in manifest.styles])
+    mean = learned.mean(dim=0)
+    torch.testing.assert_close(written, mean + factors * (learned - mean))
+    refused = CliRunner().invoke(app, ["export", str(checkpoint), str(tmp_path / "no.onnx"), "--emphasis", "kazoo=2"])
+    assert refused.exit_code == 1 and "there is no style 'kazoo'; there are: " in refused.output
     soundfile.write(clip, soundfile.read(DEMO_CLIP, frames=RATE)[0], RATE)
     style = ("--style", manifest.styles[-1].id)
     command("render", clip, out, "--model", model, *style)
