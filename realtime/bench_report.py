@@ -311,6 +311,6 @@ def _draw_memory(axis: Any, figures: dict[str, Any], times: Mapping[str, NDArray
     axis.set(
         xlabel="s since the first block",
         ylabel="private memory, MiB",
-        title=f"audio and graph processes, a line a slice; slopes {slopes} KiB/s",
+        title=f"audio, graph and MIDI processes, a line a slice; slopes {slopes} KiB/s",
     )
     axis.legend(fontsize=7)
