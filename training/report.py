@@ -109,8 +109,8 @@ def draw(path: Path, evaluation: Evaluation) -> None:
     phrases = [figures["recogniser"]["styles"][style]["phrases"] for style in styles]
     bars.plot(range(len(styles)), phrases, "k_", markersize=28, label="real, held out")
     bars.set_xticks(range(len(styles)), styles, rotation=30, ha="right")
-    bars.set(ylim=(0, 1.02), ylabel="share taken for the style", title="style accuracy")
-    bars.legend(fontsize=8)
+    bars.set(ylim=(0, 1.15), ylabel="share taken for the style", title="style accuracy")
+    bars.legend(fontsize=8, loc="upper left", ncols=1 + len(systems))  # in the room above the bars
     classes = list(figures["recogniser"]["styles"])
     shares = np.array([[figures["taken_for"][style][name] for name in classes] for style in styles])
     image = matrix.imshow(shares, cmap="magma", vmin=0, vmax=1, aspect="auto")
