@@ -36,18 +36,31 @@ def test_intervals_that_are_exact_come_to_lie_on_the_grid(intervals: list[int], 
     assert ticks_of([place * quarter_s / 24 for place in places], quarter_s) == places
 
 
+def followed(notes: tuple[Note, ...], quarter_s: float, seed: int) -> tuple[float, float]:
+    """Of an uneven playing: the share of intervals that are heard as written, and how far off the tempo is."""
+    beat, found = follow(performed(notes, quarter_s, 0.006, seed))
+    level = round(np.log2(beat.quarter_s / quarter_s))  # another level of the same metre is as good
+    assert abs(level) <= 1
+    heard = np.diff([note.start_ticks for note in found]) * 2.0**level
+    share = float(np.mean(heard == np.diff([note.start_ticks for note in notes])))
+    return share, abs(beat.quarter_s / (quarter_s * 2.0**level) - 1.0)
+
+
 @settings(max_examples=40)
 @given(st.floats(0.32, 0.6), st.integers(0, 100), st.sampled_from([JIG, REEL]))
 def test_a_real_tune_from_100_to_187_quarters_a_minute_is_followed_in_spite_of_uneven_playing(
     quarter_s: float, seed: int, tune: Tune
 ) -> None:
-    notes = tune.notes[:48]
-    beat, found = follow(performed(notes, quarter_s, 0.006, seed))
-    level = round(np.log2(beat.quarter_s / quarter_s))  # another level of the same metre is as good
-    assert abs(level) <= 1
-    assert beat.quarter_s == pytest.approx(quarter_s * 2.0**level, rel=0.02)
-    heard = np.diff([note.start_ticks for note in found]) * 2.0**level
-    assert np.mean(heard == np.diff([note.start_ticks for note in notes])) >= 0.95
+    """Now and then an onset lies three deviations off; nine in ten intervals are right all the same."""
+    share, error = followed(tune.notes[:48], quarter_s, seed)
+    assert share > 0.85 and error < 0.05
+
+
+@pytest.mark.parametrize("tune", [JIG, REEL], ids=["jig", "reel"])
+def test_on_average_hardly_an_interval_of_an_uneven_playing_is_misheard(tune: Tune) -> None:
+    quarters_s = np.linspace(0.32, 0.6, 100)
+    shares, errors = zip(*(followed(tune.notes[:48], quarter, n) for n, quarter in enumerate(quarters_s)), strict=True)
+    assert np.mean(shares) > 0.99 and np.mean(errors) < 0.005
 
 
 @pytest.mark.parametrize("quarter_s", [0.3, 0.4, 0.5])
