@@ -48,7 +48,7 @@ def export(
         raise _refusal(console, f"{model}: a model file ends in .onnx", code=2)
     try:
         overdo = Emphasis.parse(emphasis)
-    except ValueError as error:
+    except EmphasisError as error:
         raise _refusal(console, f"--emphasis: {error}", code=2) from None
     try:
         with console.status("tracing, measuring and verifying"):
@@ -64,7 +64,9 @@ def export(
             else:
                 result = export_checkpoint(load_for_export(checkpoint), model, description, overdo)
                 extent = f"of full scale over {result.hops} hops"
-    except (CheckpointError, VerifyError, BundleError, EmphasisError) as error:
+    except EmphasisError as error:
+        raise _refusal(console, f"--emphasis: {error}") from None
+    except (CheckpointError, VerifyError, BundleError) as error:
         raise _refusal(console, str(error)) from None
     except OSError as error:
         raise _refusal(console, f"{model}: {error.strerror or error}; nothing was written") from None

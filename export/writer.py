@@ -70,7 +70,7 @@ class Noise:
 
 
 class EmphasisError(ValueError):
-    """An emphasis of a style that the model does not have."""
+    """An emphasis that is none, or of a style that the model does not have."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,16 @@ class Emphasis:
 
     @classmethod
     def parse(cls, text: str) -> Emphasis:
-        """'1.15', 'choir=1.3' or '1.15,choir=1.3'. Raises ValueError."""
+        """'1.15', 'choir=1.3' or '1.15,choir=1.3'. Raises EmphasisError."""
         usual, of = 1.0, dict[str, float]()
         for part in text.split(","):
             style, equals, number = part.rpartition("=")
             try:
                 value = float(number)
             except ValueError:
-                raise ValueError(f"'{part}' is no number; write it as 1.15 or 1.15,choir=1.3") from None
+                raise EmphasisError(f"'{part}' is no number; write it as 1.15 or 1.15,choir=1.3") from None
             if not LEAST_EMPHASIS <= value <= MOST_EMPHASIS:
-                raise ValueError(f"{value:g} is outside {LEAST_EMPHASIS:g}..{MOST_EMPHASIS:g}")
+                raise EmphasisError(f"{value:g} is outside {LEAST_EMPHASIS:g}..{MOST_EMPHASIS:g}")
             if equals:
                 of[style.strip()] = value
             else:
@@ -114,7 +114,7 @@ def export_checkpoint(
     recipe = trained.recipe
     known = [recipe.style[row].id for row in recipe.performed]
     if unknown := [style for style in emphasis.of if style not in known]:
-        raise EmphasisError(f"--emphasis: there is no style '{unknown[0]}'; there are: {', '.join(known)}")
+        raise EmphasisError(f"there is no style '{unknown[0]}'; there are: {', '.join(known)}")
     mean = trained.style_vectors.mean(dim=0)
     factors = torch.tensor([emphasis.of.get(entry.id, emphasis.usual) for entry in recipe.style])[:, None]
     vectors = (mean + factors * (trained.style_vectors - mean)).numpy().astype(np.float32)

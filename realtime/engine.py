@@ -382,11 +382,8 @@ def choose_devices(settings: EngineSettings, listens: bool = True) -> tuple[Devi
     """Input and output device for the settings, twice the output for who does not listen. Raises DeviceError."""
     devices = list_devices()
     if settings.before is not None:
-        source, sink = (
-            find_again(devices, device, direction if listens else "output")
-            for device, direction in zip(settings.before, ("input", "output"), strict=True)
-        )
-        return source, sink
+        source, sink = settings.before
+        return find_again(devices, source, "input" if listens else "output"), find_again(devices, sink, "output")
     if not listens:
         sink = find_device(devices, settings.output_device, "output")
         return sink, sink

@@ -25,7 +25,7 @@ from realtime.learned import add_styles
 from realtime.listener import Heard, Listener, read_recogniser
 from realtime.midi import MidiError, MidiMap, apply, decode, read_midi_file
 from realtime.midi_inputs import MidiInputs
-from realtime.processes import interrupts_held
+from realtime.processes import interrupts_held, start_process
 from realtime.ring import Mailbox, Ring
 from realtime.show import (
     SHOW_FORMAT,
@@ -313,14 +313,10 @@ class Performance:
             recorded_rate=None if self._recorder is None else self._recorder.heading.sample_rate,
             parts=settings.parts,
         )
-        self._pipe, theirs = self._context.Pipe()
-        self._process = self._context.Process(
-            target=engine_process, args=(engine_settings, theirs), name="restyle-audio"
-        )
         self._engine_started_at = time.monotonic()
-        with interrupts_held():
-            self._process.start()
-        theirs.close()
+        self._process, self._pipe = start_process(
+            self._context, engine_process, (engine_settings,), "restyle-audio", daemon=False
+        )
 
     def _heading(self) -> ShowHeading:
         manifest = self.manifest

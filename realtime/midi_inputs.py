@@ -14,7 +14,7 @@ from typing import Any
 from realtime.midi import MidiError
 from realtime.midi_ports import VIRTUAL, Held, InputPorts, Wanted
 from realtime.privileges import be_urgent
-from realtime.processes import interrupts_held
+from realtime.processes import start_process
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +97,7 @@ class MidiInputs:
         return self._process.pid
 
     def _start(self) -> None:
-        self._pipe, theirs = self._context.Pipe()
-        self._process = self._context.Process(
-            target=listen, args=(self._wanted, theirs), name="restyle-midi", daemon=True
-        )
-        with interrupts_held():
-            self._process.start()
-        theirs.close()
+        self._process, self._pipe = start_process(self._context, listen, (self._wanted,), "restyle-midi")
         self._started_at = time.monotonic()
 
     def _await_ready(self) -> str:

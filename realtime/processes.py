@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext, SpawnProcess
 
 
 @contextlib.contextmanager
@@ -18,3 +20,15 @@ def interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_process(
+    context: SpawnContext, target: Callable[..., None], arguments: tuple[object, ...], name: str, daemon: bool = True
+) -> tuple[SpawnProcess, Connection]:
+    """A running process that never hears Ctrl-C, and a pipe to it; its function gets the other end as last argument."""
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=target, args=(*arguments, theirs), name=name, daemon=daemon)
+    with interrupts_held():
+        process.start()
+    theirs.close()
+    return process, pipe

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Manifest, read_bundle
 from realtime.privileges import be_urgent, lock_memory
-from realtime.processes import interrupts_held
+from realtime.processes import start_process
 from realtime.ring import Shared, shared_view
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class RemoteStream:
         self._exchange.close()
 
 
-def worker_process(model: Path, parts: Parts, provider: str, link: Link, slot: int, pipe: Any, parent: int) -> None:
+def worker_process(model: Path, parts: Parts, provider: str, link: Link, slot: int, parent: int, pipe: Any) -> None:
     """A worker's main function; it says ('ready', '') or ('error', text), and ends when process ``parent`` does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     exchange = Exchange.attach(link.exchange_name)
@@ -267,18 +267,10 @@ class Workers:
 
     def start(self, slot: int) -> None:
         """Start a worker; it is ready a second or so later."""
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=worker_process,
-            args=(self._model, self._parts, self._provider, self.link, slot, theirs, os.getpid()),
-            name=f"restyle-graph-{slot}",
-            daemon=True,
-        )
         self.exchange.words[_READY + slot] = 0
-        with interrupts_held():
-            process.start()
-        theirs.close()
-        self._workers[slot] = _Worker(process, ours, time.monotonic())
+        arguments = (self._model, self._parts, self._provider, self.link, slot, os.getpid())
+        process, pipe = start_process(self._context, worker_process, arguments, f"restyle-graph-{slot}")
+        self._workers[slot] = _Worker(process, pipe, time.monotonic())
 
     def await_ready(self) -> str:
         """Wait until the first worker can serve; what went wrong, or nothing."""

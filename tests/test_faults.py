@@ -39,28 +39,22 @@ from tests.test_live_jack import (
     Restyle,
     children,
     first,
+    journal,
     largest_step,
     musician,
+    noted,
     offline,
     pedalboard,
     program,
     restyle_live,
     rms,
     running,
+    summary_line,
     wait_for,
 )
 
 pytestmark = pytest.mark.jack
 __all__ = ["musician"]  # a fixture
-
-
-def journal(take: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (take / "show.jsonl").read_text().splitlines()]
-
-
-def noted(take: Path, text: str) -> bool:
-    lines = (take / "show.jsonl").read_text() if (take / "show.jsonl").exists() else ""
-    return text in lines
 
 
 def replay(take: Path) -> dict[str, Any]:
@@ -96,7 +90,7 @@ def test_without_the_graph_the_dry_signal_plays_until_another_one_serves(
         end = musician.position
         restyle.family = children(restyle.process.pid)
         out, err = restyle.end()
-    summary = next(line for line in reversed(out.splitlines()) if "restarts" in line)
+    summary = summary_line(out)
     entries = journal(take)
     late = [entry["hop"] for entry in entries if entry.get("event") == "late"]
     assert late and f"dry {len(late)} " in summary
@@ -288,7 +282,7 @@ def test_a_disk_without_room_for_another_byte_ends_the_recording_and_not_the_per
         restyle.await_sound()
         wait_for(lambda: shutil.disk_usage(small_disk).free == 0, "a full disk")
         out, err = restyle.end(interrupt=False)
-    summary = next(line for line in reversed(out.splitlines()) if "restarts" in line)
+    summary = summary_line(out)
     assert float(summary.split()[0]) >= int(10 * clip.duration) / 10 and "errors 0" in summary
     assert "is the disk full?" in out and "recording stopped" in err and "Traceback" not in err
     recorded, played = (soundfile.info(take / name).frames for name in ("input.wav", "output.wav"))
@@ -370,7 +364,7 @@ def test_a_graph_that_gives_infinity_is_dry_for_those_hops_alone_and_replays(tmp
     # A deferred graph has begun the next hop, with what it remembers, when the bad answer is seen.
     lasting = {hop + 1 for hop in broken} if later else set()
     assert broken <= set(faults) <= broken | lasting and set(faults.values()) == {"bad"}
-    summary = next(line for line in reversed(out.splitlines()) if "restarts" in line)
+    summary = summary_line(out)
     assert f"bad in 0 out {len(faults)} " in summary and "dry 0 " in summary and "restarts 0" in summary and err == ""
 
     delay = LATENCY + later
@@ -446,7 +440,7 @@ def test_of_ten_thousand_messages_a_second_none_is_lost_and_all_of_them_replay(
         out, err = restyle.end()
     assert len(messages) / seconds > 9_000 and err == ""
     assert [entry["midi"] for entry in journal(take) if "midi" in entry] == [one.hex(" ") for one in messages]
-    summary = next(line for line in reversed(out.splitlines()) if "restarts" in line)
+    summary = summary_line(out)
     assert "dry 0 " in summary and "errors 0 " in summary
     again = replay(take)
     assert again["equal"] == again["compared"] == again["frames"] and again["fault_hops"] == 0

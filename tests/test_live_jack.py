@@ -217,6 +217,20 @@ def children(pid: int) -> list[int]:
     ]
 
 
+def journal(take: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (take / "show.jsonl").read_text().splitlines()]
+
+
+def noted(take: Path, text: str) -> bool:
+    lines = (take / "show.jsonl").read_text() if (take / "show.jsonl").exists() else ""
+    return text in lines
+
+
+def summary_line(out: str) -> str:
+    """The last status line that a performance printed."""
+    return next(line for line in reversed(out.splitlines()) if "restarts" in line)
+
+
 def running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -555,7 +569,7 @@ def test_a_midi_port_that_goes_away_and_comes_back_is_told_and_counted(jack_serv
         with pedalboard() as pedals:
             wait_for(lambda: len(notes_of(take)) == 2, "the port")
             pedals.send(program("trumpet"))
-            wait_for(lambda: '"midi": "c0 38"' in (take / "show.jsonl").read_text(), "the program change")
+            wait_for(lambda: noted(take, '"midi": "c0 38"'), "the program change")
             out, err = restyle.end()
     gone, back = notes_of(take)
     assert gone == "MIDI port pedalboard:pedals went away; once it is there again, it is heard by itself"
@@ -574,23 +588,23 @@ def test_when_the_process_of_midi_dies_its_notes_end_and_another_one_hears(tmp_p
     with JackServer(RATE, 128, ("-r",)), pedalboard() as pedals, restyle_live(*arguments) as restyle:
         restyle.await_sound()
         pedals.send(bytes([0x90, 0x2A, 0x40]))
-        wait_for(lambda: '"midi": "90 2a 40"' in (take / "show.jsonl").read_text(), "the note")
+        wait_for(lambda: noted(take, '"midi": "90 2a 40"'), "the note")
         os.kill(restyle.family[3], signal.SIGKILL)
         wait_for(lambda: len(notes_of(take)) == 2, "another process")
         restyle.family = children(restyle.process.pid)
         pedals.send(program("trumpet"))
-        wait_for(lambda: '"midi": "c0 38"' in (take / "show.jsonl").read_text(), "the program change")
+        wait_for(lambda: noted(take, '"midi": "c0 38"'), "the program change")
         out, err = restyle.end()
     died, again = notes_of(take)
     assert died == "the process of MIDI died (exit code -9); another one is started"
     assert again == "MIDI is heard again: pedalboard:pedals (Jack)"
     assert err == f"WARNING: {died}\nWARNING: {again}\n"
-    entries = [json.loads(line) for line in (take / "show.jsonl").read_text().splitlines()]
+    entries = journal(take)
     assert [entry["midi"] for entry in entries if "midi" in entry] == ["90 2a 40", "80 2a 00", "c0 38"]
     frames = [entry["frame"] for entry in entries if entry.get("note") in (died, again)]
     assert frames[1] - frames[0] < 2 * RATE  # a second where the machine has nothing else to do
     assert "Trumpet 100%" in out
-    assert "MIDI restarts 1" in next(line for line in reversed(out.splitlines()) if "MIDI" in line)
+    assert "MIDI restarts 1" in summary_line(out)
     assert replay(read_show(take), BUNDLE).equal > RATE // 2
 
 

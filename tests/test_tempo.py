@@ -53,14 +53,16 @@ def test_a_real_tune_from_100_to_187_quarters_a_minute_is_followed_in_spite_of_u
 ) -> None:
     """Now and then an onset lies three deviations off; nine in ten intervals are right all the same."""
     share, error = followed(tune.notes[:48], quarter_s, seed)
-    assert share > 0.85 and error < 0.05
+    assert share > 0.9 and error < 0.03
 
 
 @pytest.mark.parametrize("tune", [JIG, REEL], ids=["jig", "reel"])
-def test_on_average_hardly_an_interval_of_an_uneven_playing_is_misheard(tune: Tune) -> None:
+def test_hardly_an_interval_of_an_uneven_playing_is_misheard(tune: Tune) -> None:
     quarters_s = np.linspace(0.32, 0.6, 100)
     shares, errors = zip(*(followed(tune.notes[:48], quarter, n) for n, quarter in enumerate(quarters_s)), strict=True)
     assert np.mean(shares) > 0.99 and np.mean(errors) < 0.005
+    good = [share >= 0.95 and error <= 0.02 for share, error in zip(shares, errors, strict=True)]
+    assert sum(good) >= 99
 
 
 @pytest.mark.parametrize("quarter_s", [0.3, 0.4, 0.5])
