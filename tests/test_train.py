@@ -448,6 +448,21 @@ def test_nothing_becomes_a_style_for_the_judges_alone_and_no_file_has_it(place: 
         edited(place, ("weight = 0.3", "weight = 0.0"))
 
 
+def test_a_hard_style_is_asked_for_more_often(place: Path) -> None:
+    critic = ("[optimiser]", "[adversary]\nweight = 0.3\ncross_share = 1.0\n[optimiser]")
+    third = SAX_STYLE.replace('id = "sax"', 'id = "third"').replace("[[style]]", "[[style]]\ncross_weight = 3.0")
+    module = RestoreObjective(edited(place, critic, (SAX_STYLE, third + SAX_STYLE)), {})
+    own = torch.tensor([0, 1, 2] * 1000)
+    wanted = module._other(own, torch.Generator().manual_seed(0))
+    assert not bool((wanted == own).any())
+    assert float((wanted[own == 1] == 0).float().mean()) == pytest.approx(0.75, abs=0.05)
+    assert float((wanted[own == 0] == 1).float().mean()) == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(RecipeError, match=r"cross_weight: must be above 0, got -1\.0 in style 'third'"):
+        edited(place, ("cross_weight = 3.0", "cross_weight = -1.0"))
+    with pytest.raises(RecipeError, match=r"cross_weight: is for rows that become another style; needs adversary\.w"):
+        edited(place, ("cross_weight = -1.0", "cross_weight = 3.0"), ("\nweight = 0.3", "\nweight = 0.0"))
+
+
 def test_gains_that_stand_still_are_steady_and_moving_ones_are_not(place: Path) -> None:
     torch.manual_seed(0)
     module = RestoreObjective(edited(place), {})

@@ -67,8 +67,11 @@ class StyleEntry:
     licence: str
     attribution: str
     judged_only: bool = False  # nothing is to become it; judges tell it from the others, and no model file has it
+    cross_weight: float = 1.0  # how often rows are to become it, against the other styles: more for one that is hard
 
     def __post_init__(self) -> None:
+        if not self.cross_weight > 0.0:
+            raise ValueError(f"style.cross_weight: must be above 0, got {self.cross_weight} in style '{self.id}'")
         if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", self.id):
             raise ValueError(f"style.id: '{self.id}' is not snake_case; use small letters, digits and single _")
         if not 0 <= self.midi_program <= 127:
@@ -409,6 +412,13 @@ class Recipe:
             raise ValueError("style.judged_only: is set in every [[style]]; leave it out of those to be played")
         if len(self.performed) < len(self.style) and (not self.adversary.weight or self.objective != "restore"):
             raise ValueError("style.judged_only: is for judges; needs adversary.weight, and objective = 'restore'")
+        if any(style.cross_weight != 1.0 for style in self.style) and (
+            not self.adversary.weight or self.objective != "restore"
+        ):
+            raise ValueError(
+                "style.cross_weight: is for rows that become another style; needs adversary.weight, and "
+                "objective = 'restore'"
+            )
         if self.loss.steadiness and self.model.answer == "spectrum":
             raise ValueError("loss.steadiness: holds gains still, and model.answer = 'spectrum' has none; set it to 0")
         if self.objective == "cycle":

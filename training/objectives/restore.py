@@ -327,8 +327,9 @@ class RestoreObjective(Objective):
     def _other(self, own: Tensor, random: torch.Generator) -> Tensor:
         """A style that is performed, for each of ``own`` [batch] another than itself: [batch], on the CPU."""
         performed = torch.tensor(self.recipe.performed)
-        place = (own[:, None] == performed).int().argmax(dim=1)
-        return performed[(place + torch.randint(1, len(performed), own.shape, generator=random)) % len(performed)]
+        weights = torch.tensor([self.recipe.style[row].cross_weight for row in self.recipe.performed])
+        chances = torch.where(own[:, None] == performed, 0.0, weights)
+        return performed[torch.multinomial(chances, 1, generator=random)[:, 0]]
 
     def _style_vectors(self, raw: Tensor, own: Tensor, style: Tensor, told_by: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors [batch, style_dim] of ``style``, some heard, and the loss that keeps what is heard near the table.
