@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, BundleError, ProviderError, read_bundle
+from realtime.processes import start_process
 from realtime.show import percentiles_ms
 from realtime.stream import Stream, make_session
 
@@ -31,6 +35,7 @@ class CompareSettings:
     path: Path
     hop_samples: int | None = None
     sample_rate: int | None = None
+    trial_s: float = 60.0  # its first step may take so long, in a process of its own
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,50 @@ def other_model(settings: CompareSettings, provider: str, sample_rate: int, hop_
     try:
         bundle = read_bundle(settings.path)
     except BundleError:
+        _try_apart(settings, provider, sample_rate, hop_samples)
         return _foreign(settings, provider, sample_rate, hop_samples)
     return _ours(settings, bundle, provider)
+
+
+def _try_apart(settings: CompareSettings, provider: str, sample_rate: int, hop_samples: int) -> None:
+    """Its first step in a process that may hang, crash or run out of memory in our place. Raises as `other_model`."""
+    arguments = (settings, provider, sample_rate, hop_samples)
+    process, pipe = start_process(multiprocessing.get_context("spawn"), _first_step, arguments, "restyle-compare")
+    try:
+        pipe.recv()  # imported: from here on it is the model that takes time
+        if not pipe.poll(settings.trial_s):
+            raise CompareError(
+                f"{settings.path}: its first step did not end within {settings.trial_s:g} s; a graph that loops "
+                "cannot be compared"
+            )
+        error = pipe.recv()
+    except (EOFError, OSError):
+        process.join()
+        raise CompareError(
+            f"{settings.path}: ended the process that tried it with exit code {process.exitcode}; it cannot be compared"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+        pipe.close()
+    if error is not None:
+        raise error
+
+
+def _first_step(settings: CompareSettings, provider: str, sample_rate: int, hop_samples: int, pipe: Connection) -> None:
+    """What the process of `_try_apart` does: None into the pipe, or the error."""
+    if provider == "cpu" and hasattr(os, "sysconf"):  # a GPU's driver maps far more than it uses
+        import resource
+
+        most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    pipe.send("imported")
+    try:
+        _foreign(settings, provider, sample_rate, hop_samples).step()
+    except (CompareError, ProviderError) as error:
+        pipe.send(error)
+    else:
+        pipe.send(None)
 
 
 def _ours(settings: CompareSettings, bundle: Bundle, provider: str) -> OtherModel:

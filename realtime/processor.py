@@ -18,6 +18,8 @@ from realtime.worker import LateError
 
 FADE_HOPS = 8
 TIMES_KEPT = 256
+LOUDEST = 1e3
+"""Amplitude, 60 dB above full scale, that no sound has: a hop above it in the mean is broken, as one with NaN is."""
 START_HOP = -1
 """In a journal: what held before the first hop."""
 
@@ -178,6 +180,7 @@ class Processor:
             buffer.reshape(-1) for buffer in (self.stream.audio, self._out, self._spare)
         )
         self._scratch = np.zeros((channels, hop), np.float32)
+        self._loudest_energy = LOUDEST**2 * channels * hop
         generates = self.manifest.kind == "generate"
         self._noise = SeededNoise(self.seed, channels, self.hop_samples) if generates else None
         self._times = np.zeros((TIMES_KEPT, 2), np.float32)
@@ -268,7 +271,7 @@ class Processor:
             x *= self._slope(old.input, new.input)
         flat = self._flat_in
         energy = float(flat.dot(flat))  # a method: np.vdot has more of Python to it
-        if not math.isfinite(energy):
+        if not energy < self._loudest_energy:  # NaN compares as no number does
             meters.bad_input_hops += self.hops_per_step
             np.nan_to_num(x, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
             np.clip(x, -1.0, 1.0, out=x)
@@ -299,8 +302,8 @@ class Processor:
                 np.multiply(wet, new.wet, out)
             else:
                 self._mix(wet, dry, old.under(trusted), new.under(trust))
-            energy_out = float(flat.dot(flat))  # not a number if one sample is not
-        if math.isfinite(energy_out):
+            energy_out = float(flat.dot(flat))  # not a number if one sample is none
+        if energy_out < self._loudest_energy:
             self._trust = trust
         else:
             self._fall_back(dry, old.under(0.0), new.under(0.0), late)

@@ -229,6 +229,57 @@ def test_a_model_that_cannot_run_beside_ours_is_an_error_that_names_it(tmp_path:
         assert err.startswith(f"cannot measure: {path}: {why}") and err.count("\n") == 1
 
 
+def hostile_model(path: Path, kind: str) -> Path:
+    """An ONNX file that onnxruntime takes, whose first step never ends, or wants 400 GB."""
+    onnx = pytest.importorskip("onnx")
+    helper, number = onnx.helper, onnx.TensorProto
+
+    def wave(name: str) -> Any:
+        return helper.make_tensor_value_info(name, number.FLOAT, ("batch", "time"))
+
+    constants = []
+    if kind == "endless":
+        constants = [
+            helper.make_tensor("times", number.INT64, [], [2**62]),
+            helper.make_tensor("go", number.BOOL, [], [True]),
+        ]
+        body = helper.make_graph(
+            [
+                helper.make_node("Identity", ["going"], ["going_on"]),
+                helper.make_node("Neg", ["before"], ["after"]),
+            ],
+            "body",
+            [
+                helper.make_tensor_value_info("turn", number.INT64, []),
+                helper.make_tensor_value_info("going", number.BOOL, []),
+                wave("before"),
+            ],
+            [helper.make_tensor_value_info("going_on", number.BOOL, []), wave("after")],
+        )
+        nodes = [helper.make_node("Loop", ["times", "go", "audio"], ["audio_out"], body=body)]
+    else:
+        constants = [helper.make_tensor("size", number.INT64, [1], [10**11])]
+        nodes = [
+            helper.make_node("ConstantOfShape", ["size"], ["much"]),
+            helper.make_node("ReduceSum", ["much"], ["nothing"], keepdims=0),
+            helper.make_node("Add", ["audio", "nothing"], ["audio_out"]),
+        ]
+    graph = helper.make_graph(nodes, kind, [wave("audio")], [wave("audio_out")], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [("endless", "its first step did not end within 2 s"), ("gigantic", "(onnxruntime refuses it|cannot be run on)")],
+)
+def test_a_hostile_model_cannot_hold_up_the_bench(tmp_path: Path, kind: str, why: str) -> None:
+    path = hostile_model(tmp_path / "hostile.onnx", kind)
+    with pytest.raises(CompareError, match=why) as caught:
+        other_model(CompareSettings(path, trial_s=2.0), "cpu", RATE, HOP)
+    assert str(caught.value).startswith(str(path))
+
+
 def played(switch_hops: list[int], silent_hops: int, hops: int = 120) -> tuple[NDArray[np.float32], ...]:
     """Noise after silence through a processor that switches to the next style at some hops: (sent, heard) by hop."""
     styles = switching_styles(BUNDLE)
