@@ -32,9 +32,11 @@ from training.musicnet import (  # noqa: E402
     read_labels,
     read_musicnet,
     solo_stretches,
+    tune_of,
     write_styles,
 )
 from training.recipe import load_recipe  # noqa: E402
+from training.tunes import load_tunes  # noqa: E402
 
 CLIPS = Path(__file__).parent / "data"
 METADATA = """id,composer,composition,movement,ensemble,source,transcriber,catalog_name,seconds
@@ -261,13 +263,58 @@ def test_styles_are_made_with_a_recipe_that_trains(
 ) -> None:
     out = tmp_path / "styles"
     made = write_styles(read_musicnet(folder), grouping, out, split)
-    assert names(out) == files | {"recipe.toml"} and made.skipped == ()
+    tunes = {f"tunes/{name.rsplit('.', 1)[0]}.mid" for name in files}
+    assert names(out) == files | tunes | {"recipe.toml", "compose.toml"} and made.skipped == ()
     plan = load_recipe(made.recipe)
     library = load_library(plan.style, out, plan.data, plan.spectral.sample_rate, tmp_path / "cache")
     assert library.skipped == () and {style.id for style in library.styles} == {name.split("/")[0] for name in files}
     assert {entry.licence for entry in plan.style} == {"CC-BY-4.0"}
     assert sum(style.recordings for style in made.styles) == len(files)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "musicnet", "styles"]  # nothing half made
+
+
+def test_labels_become_tunes_where_the_score_has_them() -> None:
+    second = LABEL_RATE
+    score = (
+        NoteLabel(0, second // 2, 40, 60, 0.0, 1.0, "Quarter"),
+        NoteLabel(second // 2, 2 * second, 40, 62, 1.0, 4.0, "Dotted Half"),  # here the last beat, and not the length
+        NoteLabel(second // 2, second, 42, 48, 1.0, 1.0, "Quarter"),
+        NoteLabel(2 * second, 5 * second // 2, 40, 64, 4.0, 1.0, "Quarter"),
+    )
+    tune = tune_of(score)
+    assert [(note.start_ticks, note.duration_ticks, note.pitch) for note in tune.notes] == [
+        (0, 24, 60),
+        (24, 24, 48),
+        (24, 72, 62),
+        (96, 24, 64),
+    ]
+    assert tune.tempo_bpm == pytest.approx(120.0) and tune.program == 40
+    assert [note.pitch for note in tune_of(score, 42).notes] == [48]
+    with pytest.raises(ValueError, match="holds no notes"):
+        tune_of(score, 0)
+    without_beats = [label(0, second // 2), label(second, 2 * second, pitch=67)]
+    assert [(note.start_ticks, note.duration_ticks) for note in tune_of(without_beats).notes] == [(0, 24), (48, 48)]
+
+
+def test_a_composer_learns_from_the_labels(tmp_path: Path) -> None:
+    top = tmp_path / "musicnet"
+    random = np.random.default_rng(5)
+    for number in range(1727, 1731):
+        pitches = random.integers(55, 80, 24)
+        rows = [
+            f"{at * LABEL_RATE // 4},{(at + 1) * LABEL_RATE // 4},1,{pitch},{at / 2:g},0.5,Eighth"
+            for at, pitch in enumerate(pitches)
+        ]
+        piece(top, "train", str(number), rows)
+    lines = [f"{number},Bach,No {number},1,Solo Piano,s,t,c,8" for number in range(1727, 1731)]
+    (top / "musicnet_metadata.csv").write_text("\n".join([METADATA.splitlines()[0], *lines, ""]))
+    made = write_styles(read_musicnet(top), "composer", tmp_path / "styles")
+    assert made.compose_recipe is not None and made.skipped == ()
+    plan = load_recipe(made.compose_recipe)
+    assert plan.composes
+    tunes = load_tunes(plan.style, tmp_path / "styles", plan.tunes, 0)
+    assert tunes.skipped == () and len(tunes.split("train")) == 2
+    assert all(len(tune.notes) == 24 and tune.notes[1].start_ticks == 12 for tune in tunes.split("train"))
 
 
 def test_whole_recordings_are_links_and_take_no_room(folder: Path, tmp_path: Path) -> None:
@@ -305,7 +352,7 @@ def test_a_damaged_piece_is_named_and_the_rest_is_made(folder: Path, tmp_path: P
     wav, csv = folder / "train_data" / "1728.wav", folder / "train_labels" / "1727.csv"
     wav.write_bytes(wav.read_bytes()[:5000])
     made = write_styles(read_musicnet(folder), "composer", tmp_path / "one")
-    assert names(tmp_path / "one") == {"schubert/1727.wav", "recipe.toml"}
+    assert names(tmp_path / "one") == {"schubert/1727.wav", "recipe.toml", "tunes/schubert/1727.mid", "compose.toml"}
     assert "1728.wav: is damaged" in made.as_dict()["skipped"][0]
     csv.write_text(csv.read_text().replace(",43,57", ",43,x", 1))
     with pytest.raises(MusicNetError, match=r"no instrument has a recording in train_data \(.*1727\.csv line 2: note"):
@@ -328,7 +375,7 @@ def test_the_command_makes_styles_and_says_what_comes_next(folder: Path, tmp_pat
     arguments = [str(folder), "--as-styles", "composer", "--out", str(out)]
     result = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "made.json")])
     assert result.exit_code == 0, result.output
-    assert f"next: restyle train '{out / 'recipe.toml'}'" in result.stdout
+    assert f"next: restyle train '{out / 'recipe.toml'}', or restyle train '{out / 'compose.toml'}'" in result.stdout
     assert "2303.wav: is missing" in result.stdout
     values = json.loads((tmp_path / "made.json").read_text())
     assert values["styles"]["schubert"]["recordings"] == 2 and len(values["skipped"]) == 1

@@ -85,7 +85,8 @@ def data(
                 for style in made.styles:
                     cells = (str(style.midi_program), str(style.recordings), f"{style.seconds / 60:.1f}")
                     table.add_row(escape(style.label), *cells)
-                ending = f"next: restyle train {shlex.quote(str(made.recipe))}"
+                recipes = [made.recipe, *([made.compose_recipe] if made.compose_recipe else [])]
+                ending = "next: " + ", or ".join(f"restyle train {shlex.quote(str(recipe))}" for recipe in recipes)
             else:
                 survey = survey_folder(folder, cache, SpectralSpec().sample_rate, progress=tell)
                 every = [item for style in survey.styles for item in style.recordings]

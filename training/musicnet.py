@@ -1,4 +1,4 @@
-"""MusicNet as it is published -> styles by composer, ensemble or instrument, and its note labels as conditions.
+"""MusicNet as it is published -> styles by composer, ensemble or instrument, of sound and, from its labels, of notes.
 
 Thickstun, Harchaoui and Kakade, "Learning features of music from scratch", ICLR 2017. The folder:
 ``train_data/1727.wav``, ``train_labels/1727.csv``, the same for ``test``, and ``musicnet_metadata.csv`` in it or beside
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import re
 import shutil
@@ -24,6 +25,8 @@ import soundfile
 from numpy.typing import NDArray
 
 from realtime.learned import style_id
+from realtime.notes import TICKS_PER_QUARTER, Note
+from realtime.tunes import DEFAULT_TEMPO_BPM, Tune, write_tune
 from training.features import frame_count
 from training.library import Skipped, is_cut_short
 
@@ -57,6 +60,9 @@ PROGRAM_NAMES = {
 """The instruments of MusicNet by General MIDI program, counted from 0 as everywhere else here."""
 LICENCE = "CC-BY-4.0"
 FADE_SECONDS = 0.01
+RECIPE_NAME, COMPOSE_RECIPE_NAME, TUNES_FOLDER = "recipe.toml", "compose.toml", "tunes"
+TUNE_VELOCITY = 80
+"""Labels say nothing of how hard a note was struck."""
 
 Split = Literal["train", "test"]
 Grouping = Literal["composer", "ensemble", "instrument"]
@@ -356,6 +362,7 @@ class WrittenStyles:
     """What ``write_styles`` made, and what it had to leave out."""
 
     recipe: Path
+    compose_recipe: Path | None  # of the notes; None where no piece has labels
     styles: tuple[WrittenStyle, ...]
     skipped: tuple[Skipped, ...]
 
@@ -363,6 +370,7 @@ class WrittenStyles:
         """Plain values for JSON."""
         return {
             "recipe": str(self.recipe),
+            "compose_recipe": str(self.compose_recipe) if self.compose_recipe else None,
             "styles": {style.id: asdict(style) for style in self.styles},
             "skipped": [f"{item.path}: {item.reason}" for item in self.skipped],
         }
@@ -388,6 +396,7 @@ def write_styles(
 ) -> WrittenStyles:
     """Folders of recordings, one per composer, ensemble or instrument, and a recipe for ``restyle train``.
 
+    Their labels become MIDI files, in folders of the same names below ``tunes``, and a second recipe, of a composer.
     Whole recordings are hard links, or copies on another disk. Of an instrument that does not play alone throughout,
     one FLAC per piece holds the stretches where it does, so that no piece is in two splits. ``out`` appears whole or
     not at all; ``progress`` is told (files done, files in all). Raises MusicNetError where no style is left, or where
@@ -428,11 +437,66 @@ def write_styles(
                 folder.rmdir()
         styles = tuple(_summary(done, number) for number, (_, done) in enumerate(sorted(made.items())))
         recipe = _recipe(f"musicnet_{grouping}", styles)
-        (target / "recipe.toml").write_text(recipe, encoding="utf-8")
+        (target / RECIPE_NAME).write_text(recipe, encoding="utf-8")
+        skipped += _write_tunes([part for done in made.values() for part, _ in done], target / TUNES_FOLDER)
+        composed = [style for style in styles if (target / TUNES_FOLDER / style_id(style.label)).is_dir()]
+        if composed:
+            recipe = _recipe(f"musicnet_{grouping}_composer", composed, f"{TUNES_FOLDER}/", ['objective = "compose"'])
+            (target / COMPOSE_RECIPE_NAME).write_text(recipe, encoding="utf-8")
         if out.is_dir():
             out.rmdir()
         target.rename(out)
-    return WrittenStyles(out / "recipe.toml", styles, tuple(skipped))
+    composing = out / COMPOSE_RECIPE_NAME
+    return WrittenStyles(out / RECIPE_NAME, composing if composed else None, styles, tuple(skipped))
+
+
+def tune_of(labels: Sequence[NoteLabel], program: int | None = None) -> Tune:
+    """The notes of a piece, of all instruments or of one, where the score has them; ValueError without a note.
+
+    The tempo is the one that was played in the middle of the piece's range. Labels without beats are taken at the
+    time they were played, as if at DEFAULT_TEMPO_BPM.
+    """
+    chosen = [note for note in labels if program is None or note.program == program]
+    if not chosen:
+        raise ValueError("holds no notes")
+    first_at = {note.start_beat: note.start_samples for note in reversed(labels)}
+    beats = sorted(first_at)
+    paces = [
+        60.0 * LABEL_RATE * (after - before) / (first_at[after] - first_at[before])
+        for before, after in itertools.pairwise(beats)
+        if first_at[after] > first_at[before]
+    ]
+    tempo = float(np.clip(np.median(paces), 20.0, 400.0)) if paces else DEFAULT_TEMPO_BPM
+    notes: dict[tuple[int, int], Note] = {}
+    for note in chosen:
+        played_at, played = (
+            samples * tempo / (60.0 * LABEL_RATE)
+            for samples in (note.start_samples, note.end_samples - note.start_samples)
+        )
+        # What is called the last beat is the length in most files, and the last beat in some.
+        lengths = [length for length in (note.end_beat, note.end_beat - note.start_beat) if length > 0.0]
+        length = min(lengths, key=lambda length: abs(length - played)) if paces and lengths else played
+        start = round(TICKS_PER_QUARTER * (note.start_beat if paces else played_at))
+        notes[start, note.pitch] = Note(
+            max(0, start), max(1, round(TICKS_PER_QUARTER * length)), note.pitch, TUNE_VELOCITY
+        )
+    programs = [note.program for note in chosen]
+    return Tune(tuple(notes[key] for key in sorted(notes)), tempo, program=max(set(programs), key=programs.count))
+
+
+def _write_tunes(parts: Sequence[_Part], folder: Path) -> list[Skipped]:
+    """A MIDI file of each part below ``folder``, by style; what has none."""
+    skipped: list[Skipped] = []
+    for part in parts:
+        path = folder / style_id(part.style) / f"{part.piece.id}.mid"
+        try:
+            tune = tune_of(part.piece.labels(), part.program)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tune(path, tune)
+        except (MusicNetError, ValueError) as error:
+            why = str(error).removeprefix(f"{part.piece.labels_path}: ")
+            skipped.append(Skipped(part.piece.labels_path, f"gives no tune: {why}"))
+    return skipped
 
 
 def _parts(piece: Piece, grouping: str, solo: SoloConfig) -> list[_Part]:
@@ -503,14 +567,15 @@ def _summary(done: Sequence[tuple[_Part, float]], number: int) -> WrittenStyle:
     )
 
 
-def _recipe(name: str, styles: Sequence[WrittenStyle]) -> str:
-    """A recipe of these styles with the defaults of training/recipe.py for everything else."""
+def _recipe(name: str, styles: Sequence[WrittenStyle], parent: str = "", settings: Sequence[str] = ()) -> str:
+    """A recipe of these styles, their folders below ``parent``, with defaults for all but the ``settings``."""
 
     def quoted(text: str) -> str:
         kept = "".join(letter if letter.isprintable() else " " for letter in text)
         return '"' + kept.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
     lines = [f"name = {quoted(name)}", "# MusicNet's own licence; what a source allows may differ: see its metadata."]
+    lines += settings
     for style in styles:
         sources = f"; recordings: {', '.join(style.sources)}" if style.sources else ""
         lines += [
@@ -518,7 +583,7 @@ def _recipe(name: str, styles: Sequence[WrittenStyle]) -> str:
             "[[style]]",
             f"id = {quoted(style.id)}",
             f"label = {quoted(style.label)}",
-            f"folder = {quoted(style_id(style.label))}",
+            f"folder = {quoted(parent + style_id(style.label))}",
             f"midi_program = {style.midi_program}",
             f"licence = {quoted(LICENCE)}",
             f"attribution = {quoted('MusicNet, Thickstun, Harchaoui and Kakade' + sources)}",
