@@ -37,7 +37,8 @@ def with_noise(bundle: Bundle, seed: int) -> Bundle:
             bundle.path,
             "manifest.noise_dims",
             "is 0: this model makes one sound of one playing",
-            'leave out --seed and --candidates, or train one with objective = "cycle" and cycle.noise_dims above 0',
+            "leave out --seed and --candidates, or choose a model that makes sound of noise, or train one with "
+            'objective = "cycle" and cycle.noise_dims above 0',
         )
     noise = tuple(np.random.default_rng(seed).standard_normal(dims).tolist())
     styles = tuple(replace(style, vector=(*style.vector[:-dims], *noise)) for style in bundle.manifest.styles)

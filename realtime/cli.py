@@ -235,7 +235,9 @@ def info(
             table.add_row(escape(style.id), escape(style.label), str(style.program), *loudness)
         console.print(table)
     if manifest.noise_dims:
-        console.print(f"noise: {manifest.noise_dims} numbers, for 'render --seed' and '--candidates'", **PLAIN)
+        console.print(
+            f"noise: {manifest.noise_dims} numbers, for '--seed' of 'live' and 'render', and '--candidates'", **PLAIN
+        )
     carried = {
         "a style encoder for 'restyle learn'": bundle.encoder,
         "a critic for 'render --candidates'": bundle.critic,
@@ -297,7 +299,12 @@ def live(
             metavar="MODEL", help="Show which style goes in and which comes out: a recogniser's file, or 'shipped'."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="With a model that makes sound of noise: which.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=2**63 - 1, help="Of a model's noise: which one. Default: 0 where all is noise, or none."
+        ),
+    ] = None,
     intensity: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="With such a model: how loud it plays at first.")
     ] = None,

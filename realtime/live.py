@@ -18,6 +18,7 @@ import numpy as np
 
 from realtime.audio import AudioFileError
 from realtime.bundle import DEMO_CLIP, DEMO_MIDI, read_bundle
+from realtime.candidates import with_noise
 from realtime.controls import Performer, select_mix
 from realtime.engine import HOP_FIELDS, METER_COUNT, EngineMeters, EngineSettings, engine_process
 from realtime.ensemble import ALONE, Ensemble, Parts, join
@@ -69,8 +70,9 @@ class LiveSettings:
     ``learned`` are style files; ``midi`` is a port (index, part of the name, 'virtual') or a MIDI file; None is all
     ports. ``inference``: where the graph runs, in a 'worker' that the audio callback waits for, in one whose answer it
     takes a hop later ('deferred'), or in the 'callback' itself; ``patience_ms``: how long it waits for a hop, None for
-    most of the time that there is. ``seed``, ``intensity`` (0..1, None for the usual one) and ``drone`` are for models
-    of kind ``generate``, which have no input. ``recognise``: a recogniser's model file that hears what goes in and what
+    most of the time that there is. ``seed`` is of a model's noise, None: of one that makes sound of it, 0, of another,
+    no noise. ``intensity`` (0..1, None for the usual one) and ``drone`` are for models of kind ``generate``, which have
+    no input. ``recognise``: a recogniser's model file that hears what goes in and what
     comes out. ``parts``: models beside and after the first, which style, MIDI and ``learned`` are for.
     """
 
@@ -93,7 +95,7 @@ class LiveSettings:
     patience_ms: float | None = None
     recognise: Path | None = None
     parts: Parts = ALONE
-    seed: int = 0
+    seed: int | None = None
     intensity: float | None = None
     drone: bool = False
 
@@ -164,7 +166,10 @@ class Performance:
     def __init__(self, settings: LiveSettings) -> None:
         """Checks model, styles and MIDI before anything starts; raises their errors."""
         self.settings = settings
-        self.bundle = join(add_styles(read_bundle(settings.model), settings.learned), settings.parts)
+        model = read_bundle(settings.model)
+        if settings.seed is not None and model.manifest.kind != "generate":
+            model = with_noise(model, settings.seed)
+        self.bundle = join(add_styles(model, settings.learned), settings.parts)
         self.manifest = self.bundle.manifest
         self.performer = Performer(self.manifest)
         self._lock = threading.Lock()
@@ -194,9 +199,9 @@ class Performance:
             raise PerformanceError(
                 f"model '{self.manifest.name}' makes sound of noise and takes no input; leave out --input"
             )
-        if not generates and (settings.intensity is not None or settings.drone or settings.seed):
+        if not generates and (settings.intensity is not None or settings.drone):
             raise PerformanceError(
-                f"model '{self.manifest.name}' makes no sound by itself: --intensity, --drone and --seed are for "
+                f"model '{self.manifest.name}' makes no sound by itself: --intensity and --drone are for "
                 "models of kind 'generate'; leave them out, or choose such a --model"
             )
         if settings.intensity is not None:
@@ -305,7 +310,7 @@ class Performance:
             heard_name=None if self._listener is None else self._listener.ring_name,
             link=None if self._workers is None else self._workers.link,
             deferred=settings.inference == "deferred",
-            seed=settings.seed,
+            seed=settings.seed or 0,
             patience_ms=settings.patience_ms,
             start_frames=start_frames,
             returning=returning,
@@ -330,7 +335,7 @@ class Performance:
             deferred_hops=int(self.settings.inference == "deferred"),
             started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             ensemble=self.bundle.journal_entries() if isinstance(self.bundle, Ensemble) else [],
-            seed=self.settings.seed,
+            seed=self.settings.seed or 0,
         )
 
     def _await_ready(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,10 @@ from typer.testing import CliRunner, Result  # noqa: E402
 from export.verify import CRITIC_TOLERANCE, VerifyError, verify_critic  # noqa: E402
 from export.writer import export_checkpoint  # noqa: E402
 from realtime.audio import demo_playing  # noqa: E402
-from realtime.bundle import Bundle, BundleError, blend_vectors, read_bundle, read_critic  # noqa: E402
+from realtime.bundle import DEMO_MIDI, Bundle, BundleError, blend_vectors, read_bundle, read_critic  # noqa: E402
 from realtime.candidates import Critic, with_noise  # noqa: E402
 from realtime.cli import app  # noqa: E402
+from realtime.replay import read_show, replay  # noqa: E402
 from tests.conftest import SAX_STYLE, tiny_recipe, write_notes  # noqa: E402
 from tests.test_bundle import with_manifest  # noqa: E402
 from training.checkpoint import TrainedModel, load_for_export  # noqa: E402
@@ -90,6 +93,21 @@ def render(made: Made, out: Path, *arguments: object) -> tuple[dict[str, Any], N
     result = restyle("render", SAX, out, "--model", made.path, "--json", *arguments)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)["rendered"][0], np.asarray(soundfile.read(out)[0], np.float32)
+
+
+def test_a_performance_has_the_noise_of_its_seed(made: Made, tmp_path: Path) -> None:
+    arguments = ["live", "--model", str(made.path), "--clip", str(SAX), "--midi", str(DEMO_MIDI), "--patience", "5000"]
+    played = []
+    for seed in ([], ["--seed", "4"]):
+        take = tmp_path / f"take{len(seed)}"
+        command = [sys.executable, "-m", "realtime.cli", *arguments, *seed, "--record", str(take)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        show = read_show(take)
+        again = replay(show, made.bundle)
+        assert again.equal == again.compared > 0
+        played.append(soundfile.read(take / "output.wav")[0])
+    assert not np.array_equal(*played)
 
 
 # -- the model file -----------------------------------------------------------------------------------------------

@@ -260,9 +260,11 @@ def test_other_commands_know_what_it_is(bundle: Bundle, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "in.wav", np.zeros(4800), RATE)
     rendered = restyle("render", "--model", bundle.path, tmp_path / "in.wav", tmp_path / "out.wav")
     assert rendered.exit_code == 1 and "use 'restyle generate'" in rendered.output
-    for option in (["--drone"], ["--intensity", "0.5"], ["--seed", "3"]):
+    for option in (["--drone"], ["--intensity", "0.5"]):
         result = restyle("live", "--clip", tmp_path / "in.wav", *option)
         assert result.exit_code == 1 and "models of kind 'generate'" in " ".join(result.output.split())
+    result = restyle("live", "--clip", tmp_path / "in.wav", "--seed", "3")
+    assert result.exit_code == 1 and "leave out --seed" in " ".join(result.output.split())
     result = restyle("live", "--model", bundle.path, "--input", "guitar")
     assert result.exit_code == 1 and "takes no input" in result.output
     refusing = {
