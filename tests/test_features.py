@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,13 +16,14 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from typer.testing import CliRunner, Result
 
 torch = pytest.importorskip("torch")
 
-import librosa  # noqa: E402
 import scipy.fft  # noqa: E402
 
 import training.features  # noqa: E402
+from realtime.cli import app  # noqa: E402
 from training.features import (  # noqa: E402
     FeatureCache,
     FeatureConfig,
@@ -37,6 +40,7 @@ from training.features import (  # noqa: E402
     split_bars,
 )
 from training.library import _mapped, load_library  # noqa: E402
+from training.librosa_once import librosa  # noqa: E402
 from training.recipe import DataConfig, StyleEntry  # noqa: E402
 
 CLIPS = Path(__file__).parent / "data"
@@ -370,3 +374,61 @@ def test_channels_are_described_each_on_its_own() -> None:
     for channel, expected in itertools.product((0, 1), ("mfcc", "chroma")):
         alone = describe(stereo[channel], rate, config_at(rate))
         np.testing.assert_allclose(getattr(both, expected)[channel], getattr(alone, expected)[0], atol=1e-3)
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["features", *(str(argument) for argument in arguments)])
+
+
+def test_the_command_standardises_a_folder_by_the_statistics_of_all_of_it(tmp_path: Path) -> None:
+    recordings, out = tmp_path / "recordings", tmp_path / "out"
+    (recordings / "sax").mkdir(parents=True)
+    shutil.copy(CLIPS / "alto_sax_a3.flac", recordings / "sax")
+    audio, rate = bar_music(48_000, 1.6, 6), 48_000
+    soundfile.write(recordings / "music.wav", audio, rate, subtype="FLOAT")
+    (recordings / "broken.wav").write_bytes(b"RIFF and no more")
+    options = ["--frames-per-second", "59.94", "--bars", "--cache", tmp_path / "cache"]
+    result = command(recordings, out, *options, "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    files = [np.load(out / name) for name in ("music.wav.npz", "sax/alto_sax_a3.flac.npz")]
+    together = np.concatenate([file["mel"][0] for file in files], axis=1)
+    moving = files[0]["mel_deviation"] > 1e-3
+    assert together.shape[1] == said["frames"]
+    np.testing.assert_allclose(together[moving].mean(axis=1), 0.0, atol=1e-3)
+    np.testing.assert_allclose(together[moving].std(axis=1), 1.0, atol=1e-3)
+    statistics = np.load(out / "statistics.npz")
+    np.testing.assert_array_equal(statistics["mel_mean"], files[1]["mel_mean"])
+    assert statistics["frames_per_second"].tolist() == [2997, 50]
+    assert len(said["remarks"]) == 1 and "broken.wav" in said["remarks"][0]
+    pieces = [soundfile.read(path)[0] for path in sorted((out / "music.wav.bars").iterdir())]
+    assert len(pieces) == said["files"][0]["bars"] > 1
+    assert all(abs(len(piece) / rate - 2.0) < 0.05 for piece in pieces)
+    joined = np.concatenate(pieces).astype(np.float32)
+    assert joined.tobytes() in audio.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["nowhere"], "nowhere: there is no such file or folder"),
+        (["empty"], "empty: holds no recordings"),
+        (["clip.flac", "--mfcc", "90"], "mfcc_count: must lie between 1 and mel_bands"),
+        (["clip.flac", "--seconds", "0"], "seconds: must be above zero"),
+        (["clip.flac", "--start-seconds", "60"], "start_seconds: 60 s lie behind the end of a recording of 2 s"),
+        (["clip.flac", "--frames-per-second", "1/0"], "is no number"),
+        (["clip.flac", "--normalise", "loud"], "must be none, peak, loudness"),
+    ],
+)
+def test_the_command_names_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    shutil.copy(CLIPS / "alto_sax_a3.flac", tmp_path / "clip.flac")
+    result = command(arguments[0], "out", *arguments[1:])
+    assert result.exit_code in (1, 2) and text in " ".join(result.output.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()

@@ -363,11 +363,12 @@ class FeatureCache:
 
     def _make(self, path: Path, audio: NDArray[np.float32], sample_rate: int, config: FeatureConfig) -> Features:
         features = describe(audio, sample_rate, config)
-        replace_file(path, lambda temporary: _write(temporary, features))
+        replace_file(path, lambda temporary: write_features(temporary, features))
         return features
 
 
-def _write(path: Path, features: Features) -> None:
+def write_features(path: Path, features: Features) -> None:
+    """One .npz with everything in it, its statistics too. Raises OSError."""
     with path.open("wb") as file:  # np.savez puts a suffix of its own on a name
         np.savez(
             file,

@@ -1,0 +1,172 @@
+"""``restyle features``: recordings -> what describes them, for a maker's own training code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from training.features import FeatureCache, FeatureConfig, Features, Statistics
+
+NORMALISATIONS = ("none", "peak", "loudness")
+
+
+def features(
+    recordings: Annotated[Path, typer.Argument(help="A folder of recordings, in folders or not, or one recording.")],
+    out: Annotated[Path, typer.Argument(help="Folder for one .npz per recording, and statistics.npz.")],
+    frames_per_second: Annotated[
+        str, typer.Option(help="Exact, also where no hop is whole: 80, 59.94, 30000/1001.")
+    ] = "80",
+    sample_rate: Annotated[int, typer.Option(help="What recordings are resampled to, in Hz.")] = 48_000,
+    channels: Annotated[int, typer.Option(min=1, max=2, help="1: mixed to mono; 2: stereo.")] = 1,
+    start_seconds: Annotated[float, typer.Option(min=0.0, help="Where to begin in each recording.")] = 0.0,
+    seconds: Annotated[float | None, typer.Option(help="How much of each; default: all.")] = None,
+    normalise: Annotated[str, typer.Option(help=f"One of: {', '.join(NORMALISATIONS)} (EBU R128).")] = "none",
+    mel_bands: Annotated[int, typer.Option(min=1, help="Of the mel spectrogram.")] = 80,
+    mfcc: Annotated[int, typer.Option(min=1, help="Number of MFCC.")] = 20,
+    bars: Annotated[bool, typer.Option("--bars", help="Also cut each recording into bars, as WAV files.")] = False,
+    beats_per_bar: Annotated[int, typer.Option(min=1, help="Where the bars are.")] = 4,
+    cache: Annotated[Path, typer.Option(help="Where what was computed is kept.")] = Path(".restyle-cache"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Mel spectrograms, MFCC, chroma, onset strength and beats of recordings, as NumPy files.
+
+    The mel spectrograms are standardised by the statistics of all recordings together, which each file holds.
+
+    Example: restyle features recordings features --frames-per-second 80 --bars
+    """
+    console, errors = Console(stderr=as_json), Console(stderr=True)
+    if normalise not in NORMALISATIONS:
+        raise typer.BadParameter(f"must be {', '.join(NORMALISATIONS)}, got '{normalise}'", param_hint="--normalise")
+    try:
+        rate = Fraction(frames_per_second)
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"'{frames_per_second}' is no number", param_hint="--frames-per-second") from None
+    try:
+        from training.features import FeatureCache, FeatureConfig, FeatureError, Preparation, Statistics
+        from training.library import find_audio
+    except ModuleNotFoundError as error:
+        errors.print(f"[red]'features' needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
+        raise typer.Exit(1) from None
+    try:
+        config = FeatureConfig(
+            Preparation(sample_rate, channels, start_seconds, seconds, normalise),  # pyright: ignore[reportArgumentType]
+            frames_per_second=rate,
+            mel_bands=mel_bands,
+            mfcc_count=mfcc,
+            beats_per_bar=beats_per_bar,
+        )
+    except FeatureError as error:
+        raise _fail(errors, str(error)) from None
+    single = recordings.is_file()
+    if not single and not recordings.is_dir():
+        raise _fail(errors, f"{recordings}: there is no such file or folder; check the path")
+    paths = [recordings] if single else find_audio(recordings)
+    if not paths:
+        raise _fail(errors, f"{recordings}: holds no recordings; put WAV, FLAC, OGG, MP3 or AIFF files there")
+    parts: dict[Path, Statistics] = {}
+    remarks: list[str] = []
+    try:
+        known = FeatureCache(cache)
+        for path in track(paths, "describing", console=errors, transient=True):
+            try:
+                parts[path] = _described(known, path, config)[2].statistics
+            except (ValueError, RuntimeError) as error:
+                remarks.append(f"{path}: {str(error).removeprefix(f'{path}: ')}")
+        if not parts:
+            raise _fail(errors, "; ".join(remarks[:3]))
+        every = Statistics.merge(parts.values())
+        rows = [
+            _write(known, path, out / (path.name if single else path.relative_to(recordings)), config, every, bars)
+            for path in track(list(parts), "writing", console=errors, transient=True)
+        ]
+        _write_statistics(out / "statistics.npz", every, rate)
+    except OSError as error:
+        raise _fail(errors, f"{error.filename or out}: {error.strerror or error}") from None
+    if as_json:
+        print(json.dumps({"files": rows, "frames": every.frames, "remarks": remarks}))
+    table = Table("file", "seconds", "frames", "beats a minute", "bars", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(escape(row["file"]), *(f"{row[name]:g}" for name in ("seconds", "frames", "tempo_bpm", "bars")))
+    console.print(table)
+    for remark in remarks:
+        console.print(f"[yellow]left out:[/] {escape(remark)}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{out / 'statistics.npz'}: {mel_bands} mel bands over {every.frames} frames", soft_wrap=True, highlight=False
+    )
+
+
+def _fail(console: Console, why: str) -> typer.Exit:
+    console.print("[red]cannot describe:[/] ", end="")
+    console.print(why, soft_wrap=True, highlight=False, markup=False)
+    return typer.Exit(1)
+
+
+def _described(known: FeatureCache, path: Path, config: FeatureConfig) -> tuple[NDArray[np.float32], int, Features]:
+    """A recording [channels, samples], its rate, and what describes it. Raises ValueError or RuntimeError."""
+    import numpy as np
+    import soundfile
+
+    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    if not np.isfinite(audio).all():
+        raise ValueError("holds samples that are no numbers; export it again")
+    sound = np.ascontiguousarray(audio.T, dtype=np.float32)
+    return sound, rate, known.of_audio(sound, rate, config)
+
+
+def _write(
+    known: FeatureCache, path: Path, target: Path, config: FeatureConfig, every: Statistics, bars: bool
+) -> dict[str, Any]:
+    """The features of one recording, standardised by ``every`` recording's statistics, and its bars; its figures."""
+    import soundfile
+
+    from training.features import bar_frames, split_bars, write_features
+    from training.library import replace_file
+
+    sound, rate, found = _described(known, path, config)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    described = dataclasses.replace(found, mel=every.standardise(found.mel_db), statistics=every)
+    name = target.with_name(f"{target.name}.npz")  # two formats of one name are two files
+    replace_file(name, lambda part: write_features(part, described))
+    if bars:
+        folder = target.with_name(f"{target.name}.bars")
+        for number, piece in enumerate(split_bars(sound, rate, found, config)):
+            folder.mkdir(exist_ok=True)
+            soundfile.write(folder / f"{number:04d}.wav", piece.T, rate, subtype="FLOAT")
+    return {
+        "file": str(name),
+        "seconds": round(sound.shape[-1] / rate, 3),
+        "frames": len(found.onset_strength),
+        "tempo_bpm": round(found.tempo_bpm, 1),
+        "bars": max(0, len(bar_frames(found, config.beats_per_bar)) - 1),
+    }
+
+
+def _write_statistics(path: Path, every: Statistics, frames_per_second: Fraction) -> None:
+    import numpy as np
+
+    from training.library import replace_file
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez(
+                file,
+                mel_mean=every.mean,
+                mel_deviation=every.deviation,
+                mel_frames=np.int64(every.frames),
+                frames_per_second=np.array([frames_per_second.numerator, frames_per_second.denominator]),
+            )
+
+    replace_file(path, write)
