@@ -328,6 +328,34 @@ def test_a_run_trains_goes_on_where_it_was_and_becomes_a_file_that_computes_the_
     assert refused.exit_code == 1 and "composer.hidden: 12 -> 16" in refused.output + str(refused.stderr)
 
 
+def test_a_run_ends_with_its_perplexity_beside_what_tables_of_counts_reach(place: Path) -> None:
+    arguments = [
+        "train",
+        str(place / "tiny.toml"),
+        "--out",
+        str(place / "run"),
+        "--accelerator",
+        "cpu",
+        "--devices",
+        "1",
+    ]
+    shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    again = command(place, "--out", str(place / "again"))
+    figures = json.loads(again.stdout.splitlines()[-1])["metrics"]
+    recipe, library = loaded(place)
+    vocabulary = vocabulary_of(library, recipe.tunes)
+    tunes = {split: [tune[1:] for tune in tokenise(library.split(split), vocabulary).tunes] for split in SPLITS}
+    for split in ("validation", "test"):
+        by_counts = [
+            perplexity(witten_bell(tunes["train"], tunes[split], order, len(vocabulary.tokens))) for order in (0, 3)
+        ]
+        (row,) = [line for line in shown.output.splitlines() if line.startswith(f"│ {split}")]
+        cells = [cell.strip() for cell in row.strip("│").split("│")]
+        assert cells[1] == f"{figures[f'{split}/perplexity']:.3f}" and float(cells[1]) < len(vocabulary.tokens)
+        assert cells[2:4] == [f"{value:.3f}" for value in by_counts]
+
+
 def test_a_graph_that_computes_something_else_is_not_written(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command(place, "--set", "trainer.steps=1").exit_code == 0
     trained = load_composer(place / "run" / "last.ckpt")
