@@ -35,7 +35,7 @@ class CompareSettings:
     path: Path
     hop_samples: int | None = None
     sample_rate: int | None = None
-    trial_s: float = 60.0  # its first step may take so long, in a process of its own
+    trial_s: float = 300.0  # loading and its first step may take so long, in a process of its own
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def _try_apart(settings: CompareSettings, provider: str, sample_rate: int, hop_s
         pipe.recv()  # imported: from here on it is the model that takes time
         if not pipe.poll(settings.trial_s):
             raise CompareError(
-                f"{settings.path}: its first step did not end within {settings.trial_s:g} s; a graph that loops "
-                "cannot be compared"
+                f"{settings.path}: was not loaded and through its first step within {settings.trial_s:g} s; "
+                "a graph that loops cannot be compared"
             )
         error = pipe.recv()
     except (EOFError, OSError):
@@ -129,13 +129,18 @@ def _first_step(settings: CompareSettings, provider: str, sample_rate: int, hop_
     if provider == "cpu" and hasattr(os, "sysconf"):  # a GPU's driver maps far more than it uses
         import resource
 
-        most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        most, hard = (
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2,
+            resource.getrlimit(resource.RLIMIT_DATA)[1],
+        )
+        resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     pipe.send("imported")
     try:
         _foreign(settings, provider, sample_rate, hop_samples).step()
     except (CompareError, ProviderError) as error:
         pipe.send(error)
+    except Exception as error:
+        pipe.send(CompareError(f"{settings.path}: cannot be run ({_first_line(error)})"))
     else:
         pipe.send(None)
 

@@ -236,7 +236,8 @@ def info(
         console.print(table)
     if manifest.noise_dims:
         console.print(
-            f"noise: {manifest.noise_dims} numbers, for '--seed' of 'live' and 'render', and '--candidates'", **PLAIN
+            f"noise: {manifest.noise_dims} numbers, for '--seed' of 'live' and 'render' and '--candidates' of 'render'",
+            **PLAIN,
         )
     carried = {
         "a style encoder for 'restyle learn'": bundle.encoder,
@@ -302,14 +303,20 @@ def live(
     seed: Annotated[
         int | None,
         typer.Option(
-            min=0, max=2**63 - 1, help="Of a model's noise: which one. Default: 0 where all is noise, or none."
+            min=0,
+            max=2**63 - 1,
+            help="Which noise, for models that have some. Default: 0 for one that is a source, none for others.",
         ),
     ] = None,
     intensity: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="With such a model: how loud it plays at first.")
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="With a source (kind 'generate'): how loud it plays at first."),
     ] = None,
     drone: Annotated[
-        bool, typer.Option("--drone", help="With such a model: sound all the time, not only while a note is held.")
+        bool,
+        typer.Option(
+            "--drone", help="With a source (kind 'generate'): sound all the time, not only while a note is held."
+        ),
     ] = False,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time; default: at Ctrl-C.")] = None,
 ) -> None:
@@ -547,9 +554,12 @@ def render(
                     kept = "  kept" if each["seed"] == item["seed"] else ""
                     print(f"  {each['seed']:>6}  {each['rating']:>7.4f}{kept}")
             if item["bad_input_hops"]:
-                print(f"  {item['bad_input_hops']} hops of the input hold NaN or infinity, which became silence")
+                print(
+                    f"  {item['bad_input_hops']} hops of the input hold numbers that are no sound (NaN, infinity, "
+                    "60 dB above full scale): silenced or clipped"
+                )
             if item["bad_output_hops"]:
-                why = item["fault"] or "the model gave NaN or infinity"
+                why = item["fault"] or "the model gave numbers that are no sound"
                 print(f"  {item['bad_output_hops']} hops are the dry signal: {why}")
         for problem in failed:
             console.print("[yellow]skipped:[/] ", end="")

@@ -7,7 +7,6 @@ have one hop, so it is waited for once, and only what each adds beyond it counts
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, BundleError, Manifest, check_kind, read_bundle
 from realtime.controls import Performer, db_to_gain, level_gain_db, select_mix
-from realtime.limiter import limit
+from realtime.limiter import LOUDEST_RMS, limit
 from realtime.spectral import SpectralSpec
 
 if TYPE_CHECKING:
@@ -233,26 +232,26 @@ class EnsembleStream:
     def step(self) -> NDArray[np.float32]:
         """Run ``self.audio`` under ``self.style``; returns ``self.audio_out``, valid until the next step.
 
-        It is all NaN if any model gave a number that is none: the next model might hide it and stay broken.
+        It is all NaN if any model gave numbers that are no sound: the next model might hide them and stay broken.
         """
         out, scratch = self.audio_out, self._scratch
         self._first.style[:] = self.style[:, :-1]
         for stream in self._beside:
             stream.audio[:] = self.audio
         np.multiply(self._first.step(), self._slope(), scratch)
-        if not _finite(scratch):
+        if not _is_sound(scratch):
             return self._broken()
         out[:] = self._lines[0].push(scratch)
         for stream, gain, line in zip(self._beside, self._beside_gains, self._lines[1:], strict=True):
             np.multiply(stream.step(), gain, scratch)
-            if not _finite(scratch):
+            if not _is_sound(scratch):
                 return self._broken()
             out += line.push(scratch)
         for stream, gain in zip(self._then, self._then_gains, strict=True):
             limit(out)
             stream.audio[:] = out
             np.multiply(stream.step(), gain, out)
-            if not _finite(out):
+            if not _is_sound(out):
                 return self._broken()
         return out
 
@@ -284,9 +283,9 @@ class EnsembleStream:
         self.reset()
 
 
-def _finite(x: NDArray[np.float32]) -> bool:
+def _is_sound(x: NDArray[np.float32]) -> bool:
     flat = x.reshape(-1)
-    return math.isfinite(float(flat.dot(flat)))
+    return float(flat.dot(flat)) < LOUDEST_RMS**2 * flat.size  # false for NaN
 
 
 def make_stream(

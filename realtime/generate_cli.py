@@ -97,7 +97,8 @@ def generate(
     console.print(f"{out}: {frames / made.sample_rate:.2f} s {how}, seed {seed}, {speed:.1f} times real time", **PLAIN)
     if made.bad_output_hops:
         console.print(
-            f"  {made.bad_output_hops} hops are silent: {made.fault or 'the model gave NaN or infinity'}", **PLAIN
+            f"  {made.bad_output_hops} hops are silent: {made.fault or 'the model gave numbers that are no sound'}",
+            **PLAIN,
         )
 
 

@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Parameter
 from realtime.controls import PARAMETERS, Controls, db_to_gain, mix_controls
-from realtime.limiter import LIMITER_KNEE, limit
+from realtime.limiter import LIMITER_KNEE, LOUDEST_RMS, limit
 from realtime.noise import SeededNoise
 from realtime.worker import LateError
 
 FADE_HOPS = 8
 TIMES_KEPT = 256
-LOUDEST = 1e3
-"""Amplitude, 60 dB above full scale, that no sound has: a hop above it in the mean is broken, as one with NaN is."""
 START_HOP = -1
 """In a journal: what held before the first hop."""
 
@@ -105,9 +103,9 @@ class Processor:
 
     A hop must be full before it is computed (``hop`` samples), and a synthesis window longer than that overlaps the
     next (``synthesis window - hop``); their sum is the constant delay of wet and dry alike, whatever the block length.
-    Style and gains fade towards the newest ``controls`` hop by hop. A hop for which the graph gives NaN, or raises,
-    becomes the dry signal at the same delay, as does one that a remote graph is late for; then the model is reset and
-    fades back.
+    Style and gains fade towards the newest ``controls`` hop by hop. A hop for which the graph raises, or gives
+    numbers that are no sound, becomes the dry signal at the same delay, as does one that a remote graph is late
+    for; then the model is reset and fades back.
 
     A model of kind ``generate`` hears seeded noise in place of what comes in, under the input gain, and its dry signal
     is silence.
@@ -180,7 +178,7 @@ class Processor:
             buffer.reshape(-1) for buffer in (self.stream.audio, self._out, self._spare)
         )
         self._scratch = np.zeros((channels, hop), np.float32)
-        self._loudest_energy = LOUDEST**2 * channels * hop
+        self._loudest_energy = LOUDEST_RMS**2 * channels * hop
         generates = self.manifest.kind == "generate"
         self._noise = SeededNoise(self.seed, channels, self.hop_samples) if generates else None
         self._times = np.zeros((TIMES_KEPT, 2), np.float32)

@@ -24,8 +24,8 @@ STEADY_HOPS_PER_STEP = 16
 class Rendered:
     """One file done: as many frames out as in, at the same rate.
 
-    Hops of NaN or infinity in the input were silenced, those for which the model failed are dry; ``fault`` says why if
-    it raised.
+    Hops of the input with numbers that are no sound were silenced or clipped, those for which the model failed are dry;
+    ``fault`` says why if it raised.
     """
 
     source: Path

@@ -161,6 +161,19 @@ def test_a_model_that_gives_no_numbers_leaves_the_dry_signal_at_the_same_delay_a
     assert np.abs(heard[:, 40 * HOP :] - QUIET[:, 40 * HOP - latency : 60 * HOP - latency]).max() > 0.01
 
 
+@pytest.mark.parametrize("broken", ["_first", "_beside", "_then"])
+def test_garbage_that_is_finite_does_not_pass_for_sound_either(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = prepared(join(*ENSEMBLES["bank with bank256 then bank256"][:2]))
+    hurt = getattr(processor.stream, broken)
+    model = hurt if broken == "_first" else hurt[0]
+    for hop in range(30):
+        with monkeypatch.context() as patch:
+            if hop == 20:
+                patch.setattr(model, "step", lambda: np.full((1, HOP), 1e17, np.float32))
+            heard = processor.process(QUIET[:, hop * HOP : (hop + 1) * HOP])
+        assert processor.meters.bad_output_hops == int(hop >= 20) and np.abs(heard).max() <= 1.0
+
+
 def test_at_another_rate_it_is_the_plug_in_that_one_model_is() -> None:
     plugin = at_rate(prepared(join(*ENSEMBLES["bank256 then bank256"][:2]), dry_wet=0.0), 44_100)
     plugin.prepare(44_100, 4096, 1)

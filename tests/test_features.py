@@ -432,3 +432,16 @@ def test_the_command_names_what_is_wrong(
     result = command(arguments[0], "out", *arguments[1:])
     assert result.exit_code in (1, 2) and text in " ".join(result.output.replace("│", " ").split())
     assert not (tmp_path / "out").exists()
+
+
+def test_bars_of_an_earlier_run_are_gone_and_no_output_is_an_input(tmp_path: Path) -> None:
+    (tmp_path / "recordings").mkdir()
+    soundfile.write(tmp_path / "recordings" / "music.wav", bar_music(48_000, 1.6, 6), 48_000)
+    out, cache = tmp_path / "out", ["--cache", tmp_path / "cache", "--json"]
+    assert command(tmp_path / "recordings", out, "--bars", "--beats-per-bar", "2", *cache).exit_code == 0
+    fewer = command(tmp_path / "recordings", out, "--bars", *cache)
+    assert len(list((out / "music.wav.bars").iterdir())) == json.loads(fewer.stdout)["files"][0]["bars"]
+    inside = command(tmp_path, out, "--bars", *cache)
+    assert inside.exit_code == 1 and "choose a folder elsewhere" in " ".join(inside.output.split())
+    file = command(tmp_path / "recordings", tmp_path / "recordings" / "music.wav", *cache)
+    assert file.exit_code == 1 and "is a file; name a folder" in " ".join(file.output.split())

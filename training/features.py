@@ -368,7 +368,7 @@ class FeatureCache:
 
 
 def write_features(path: Path, features: Features) -> None:
-    """One .npz with everything in it, its statistics too. Raises OSError."""
+    """One .npz with the fields of ``Features``, its statistics as mel_mean, mel_deviation and mel_frames."""
     with path.open("wb") as file:  # np.savez puts a suffix of its own on a name
         np.savez(
             file,

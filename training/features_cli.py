@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,7 +44,9 @@ def features(
 ) -> None:
     """Mel spectrograms, MFCC, chroma, onset strength and beats of recordings, as NumPy files.
 
-    The mel spectrograms are standardised by the statistics of all recordings together, which each file holds.
+    Each .npz holds mel [channels, bands, frames], in dB, standardised per band by mel_mean and mel_deviation of all
+    recordings; mfcc and chroma [channels, rows, frames]; onset_strength [frames]; beat_frames; tempo_bpm. Frame k lies
+    k / frames-per-second after the start.
 
     Example: restyle features recordings features --frames-per-second 80 --bars
     """
@@ -71,9 +74,15 @@ def features(
     except FeatureError as error:
         raise _fail(errors, str(error)) from None
     single = recordings.is_file()
+    if out.exists() and not out.is_dir():
+        raise _fail(errors, f"{out}: is a file; name a folder")
     if not single and not recordings.is_dir():
         raise _fail(errors, f"{recordings}: there is no such file or folder; check the path")
     paths = [recordings] if single else find_audio(recordings)
+    if not single and out.resolve().is_relative_to(recordings.resolve()):
+        raise _fail(
+            errors, f"{out}: lies in {recordings}, where its bars would be recordings; choose a folder elsewhere"
+        )
     if not paths:
         raise _fail(errors, f"{recordings}: holds no recordings; put WAV, FLAC, OGG, MP3 or AIFF files there")
     parts: dict[Path, Statistics] = {}
@@ -92,7 +101,7 @@ def features(
             _write(known, path, out / (path.name if single else path.relative_to(recordings)), config, every, bars)
             for path in track(list(parts), "writing", console=errors, transient=True)
         ]
-        _write_statistics(out / "statistics.npz", every, rate)
+        _write_statistics(out / "statistics.npz", every, Fraction(config.frames_per_second))
     except OSError as error:
         raise _fail(errors, f"{error.filename or out}: {error.strerror or error}") from None
     if as_json:
@@ -104,7 +113,10 @@ def features(
     for remark in remarks:
         console.print(f"[yellow]left out:[/] {escape(remark)}", soft_wrap=True, highlight=False)
     console.print(
-        f"{out / 'statistics.npz'}: {mel_bands} mel bands over {every.frames} frames", soft_wrap=True, highlight=False
+        f"{out / 'statistics.npz'}: {mel_bands} mel bands over {every.frames} frames",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
     )
 
 
@@ -142,6 +154,7 @@ def _write(
     replace_file(name, lambda part: write_features(part, described))
     if bars:
         folder = target.with_name(f"{target.name}.bars")
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier run may have found more of them
         for number, piece in enumerate(split_bars(sound, rate, found, config)):
             folder.mkdir(exist_ok=True)
             soundfile.write(folder / f"{number:04d}.wav", piece.T, rate, subtype="FLOAT")

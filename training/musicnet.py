@@ -362,7 +362,7 @@ class WrittenStyles:
     """What ``write_styles`` made, and what it had to leave out."""
 
     recipe: Path
-    compose_recipe: Path | None  # of the notes; None where no piece has labels
+    compose_recipe: Path | None  # of the notes; None where no piece gave a tune
     styles: tuple[WrittenStyle, ...]
     skipped: tuple[Skipped, ...]
 
@@ -396,7 +396,9 @@ def write_styles(
 ) -> WrittenStyles:
     """Folders of recordings, one per composer, ensemble or instrument, and a recipe for ``restyle train``.
 
-    Their labels become MIDI files, in folders of the same names below ``tunes``, and a second recipe, of a composer.
+    Their labels become MIDI files, in folders of the same names below ``tunes``, and a second recipe, of a composer;
+    of an instrument all its notes, solo or not.
+
     Whole recordings are hard links, or copies on another disk. Of an instrument that does not play alone throughout,
     one FLAC per piece holds the stretches where it does, so that no piece is in two splits. ``out`` appears whole or
     not at all; ``progress`` is told (files done, files in all). Raises MusicNetError where no style is left, or where
@@ -453,7 +455,7 @@ def write_styles(
 def tune_of(labels: Sequence[NoteLabel], program: int | None = None) -> Tune:
     """The notes of a piece, of all instruments or of one, where the score has them; ValueError without a note.
 
-    The tempo is the one that was played in the middle of the piece's range. Labels without beats are taken at the
+    The tempo is the median of all that were played. Labels without beats are taken at the
     time they were played, as if at DEFAULT_TEMPO_BPM.
     """
     chosen = [note for note in labels if program is None or note.program == program]
@@ -477,9 +479,10 @@ def tune_of(labels: Sequence[NoteLabel], program: int | None = None) -> Tune:
         lengths = [length for length in (note.end_beat, note.end_beat - note.start_beat) if length > 0.0]
         length = min(lengths, key=lambda length: abs(length - played)) if paces and lengths else played
         start = round(TICKS_PER_QUARTER * (note.start_beat if paces else played_at))
-        notes[start, note.pitch] = Note(
-            max(0, start), max(1, round(TICKS_PER_QUARTER * length)), note.pitch, TUNE_VELOCITY
-        )
+        heard = Note(start, max(1, round(TICKS_PER_QUARTER * length)), note.pitch, TUNE_VELOCITY)
+        known = notes.get((start, note.pitch))
+        if known is None or known.duration_ticks < heard.duration_ticks:  # of a doubling, the longer one
+            notes[start, note.pitch] = heard
     programs = [note.program for note in chosen]
     return Tune(tuple(notes[key] for key in sorted(notes)), tempo, program=max(set(programs), key=programs.count))
 

@@ -316,7 +316,8 @@ class RestoreObjective(Objective):
             crossed = torch.rand(style.shape, generator=random) < self.recipe.adversary.cross_share
             crossed |= ~torch.isin(own, torch.tensor(self.recipe.performed))
             crossed[0] = False  # so that the losses of what is restored have a row in every step
-            other = self._other(own, random)
+            weights = torch.tensor([self.recipe.style[row].cross_weight for row in self.recipe.performed])
+            other = self._other(own, weights, random)
             donor = torch.randint(len(rows), style.shape, generator=random)
             told = (drawn < config.crossed_share) & (own[donor] != own)
             told &= torch.isin(own[donor], torch.tensor(self.recipe.performed))
@@ -324,10 +325,12 @@ class RestoreObjective(Objective):
             told_by = torch.where(crossed, torch.where(told, donor, -1), told_by)
         return wanted.to(style.device), crossed.to(style.device), told_by.to(style.device)
 
-    def _other(self, own: Tensor, random: torch.Generator) -> Tensor:
-        """A style that is performed, for each of ``own`` [batch] another than itself: [batch], on the CPU."""
+    def _other(self, own: Tensor, weights: Tensor, random: torch.Generator) -> Tensor:
+        """A style that is performed, for each of ``own`` [batch] another than itself: [batch], on the CPU.
+
+        Drawn by ``weights`` [performed styles].
+        """
         performed = torch.tensor(self.recipe.performed)
-        weights = torch.tensor([self.recipe.style[row].cross_weight for row in self.recipe.performed])
         chances = torch.where(own[:, None] == performed, 0.0, weights)
         return performed[torch.multinomial(chances, 1, generator=random)[:, 0]]
 
@@ -379,7 +382,8 @@ class RestoreObjective(Objective):
         together = min(len(played), math.ceil(recogniser.EXCERPT_SECONDS / self.recipe.data.segment_seconds))
         groups = len(played) // together
         random = torch.Generator().manual_seed(batch.seed)
-        wanted = self._other(batch.style.cpu()[: groups * together : together], random).to(batch.style.device)
+        own, alike = batch.style.cpu()[: groups * together : together], torch.ones(len(self.recipe.performed))
+        wanted = self._other(own, alike, random).to(batch.style.device)
         vectors = (self.average_styles if self.averaging else self.styles)(wanted.repeat_interleave(together))
         answer, _ = self.restore(played[: groups * together], vectors, averaged=self.averaging)
         return self.taken_for(wanted, answer.reshape(groups, -1))
