@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
+from realtime.cli import app as whole_app  # noqa: E402
 from training.cli import data  # noqa: E402
 from training.library import load_library  # noqa: E402
 from training.musicnet import (  # noqa: E402
@@ -315,6 +316,27 @@ def test_a_composer_learns_from_the_labels(tmp_path: Path) -> None:
     tunes = load_tunes(plan.style, tmp_path / "styles", plan.tunes, 0)
     assert tunes.skipped == () and len(tunes.split("train")) == 2
     assert all(len(tune.notes) == 24 and tune.notes[1].start_ticks == 12 for tune in tunes.split("train"))
+
+
+def test_features_come_with_the_notes_as_conditions(folder: Path, tmp_path: Path) -> None:
+    options = [
+        "--cache",
+        str(tmp_path / "cache"),
+        "--frames-per-second",
+        "50",
+        "--start-seconds",
+        "1",
+        "--seconds",
+        "5",
+    ]
+    result = CliRunner().invoke(whole_app, ["features", str(folder), str(tmp_path / "out"), *options])
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "out" / "train_data" / "1727.wav.npz") as file:
+        notes, mel = file["notes"], file["mel"]
+    assert notes.dtype == np.bool_ and notes.shape == (128, mel.shape[-1]) == (128, 251)
+    # Cello from 1.6 to 5 s, piano from 3 s on, and the recording's second 1 is second 0 here.
+    assert notes[57, :25].all() and not notes[57, 26:29].any() and notes[57, 31:199].all() and not notes[57, 201:].any()
+    assert not notes[68, :99].any() and notes[68, 101:].all() and notes.any(axis=1).sum() == 2
 
 
 def test_whole_recordings_are_links_and_take_no_room(folder: Path, tmp_path: Path) -> None:

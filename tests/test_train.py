@@ -981,6 +981,26 @@ def test_segments_in_a_row_are_one_excerpt_and_the_model_remembers_it(place: Pat
     assert asked[0][1] is None and not asked[2][1].body.cell.requires_grad
 
 
+def test_a_run_that_goes_on_within_an_excerpt_remembers_its_beginning(place: Path) -> None:
+    recipe = load_recipe(place / "tiny.toml", ["data.segments_in_a_row=3", "model.body=lstm"])
+    library = recordings(place, recipe)
+    batches = TrainingBatches([ExcerptSampler(style.train, recipe.data) for style in library.styles], recipe, 0, 0)
+    remembered: list[Any] = []
+    for first in (0, 2):  # from the beginning, and from the last segment on as after a checkpoint
+        torch.manual_seed(0)
+        module = RestoreObjective(recipe, {})
+        module.log = module.log_dict = lambda *_, **__: None  # pyright: ignore[reportAttributeAccessIssue]
+        module._trainer = SimpleNamespace(world_size=1, global_step=first)  # pyright: ignore[reportAttributeAccessIssue]
+        for step in range(first, 3):
+            module.training_step(batches.batch(step), step)
+        assert module._excerpt is not None
+        remembered.append(module._excerpt.state)
+    whole, resumed = remembered
+    assert float(whole.body.cell.abs().max()) > 0.0
+    torch.testing.assert_close(resumed.body.cell, whole.body.cell, atol=1e-5, rtol=0)
+    torch.testing.assert_close(resumed.body.hidden, whole.body.hidden, atol=1e-5, rtol=0)
+
+
 def test_a_run_over_segments_in_a_row_goes_on_where_it_was(place: Path) -> None:
     recipe = load_recipe(place / "tiny.toml", ["data.segments_in_a_row=4", "model.body=lstm"])
     half = run(place, dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, steps=2)))

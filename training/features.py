@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import soxr
@@ -367,8 +367,12 @@ class FeatureCache:
         return features
 
 
-def write_features(path: Path, features: Features) -> None:
-    """One .npz with the fields of ``Features``, its statistics as mel_mean, mel_deviation and mel_frames."""
+def write_features(path: Path, features: Features, notes: NDArray[np.bool_] | None = None) -> None:
+    """One .npz with the fields of ``Features``, its statistics as mel_mean, mel_deviation and mel_frames.
+
+    ``notes`` [128, frames]: which MIDI notes sound, where that is known. Raises OSError.
+    """
+    known: dict[str, Any] = {} if notes is None else {"notes": notes}
     with path.open("wb") as file:  # np.savez puts a suffix of its own on a name
         np.savez(
             file,
@@ -381,6 +385,7 @@ def write_features(path: Path, features: Features) -> None:
             onset_strength=features.onset_strength,
             beat_frames=features.beat_frames,
             tempo_bpm=np.float64(features.tempo_bpm),
+            **known,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from training.features import FeatureCache, FeatureConfig, Features, Statistics
+    from training.musicnet import NoteLabel
 
 NORMALISATIONS = ("none", "peak", "loudness")
 
@@ -46,7 +48,7 @@ def features(
 
     Each .npz holds mel [channels, bands, frames], in dB, standardised per band by mel_mean and mel_deviation of all
     recordings; mfcc and chroma [channels, rows, frames]; onset_strength [frames]; beat_frames; tempo_bpm. Frame k lies
-    k / frames-per-second after the start.
+    k / frames-per-second after the start. Of MusicNet, notes [128, frames] says which MIDI notes sound.
 
     Example: restyle features recordings features --frames-per-second 80 --bars
     """
@@ -60,6 +62,7 @@ def features(
     try:
         from training.features import FeatureCache, FeatureConfig, FeatureError, Preparation, Statistics
         from training.library import find_audio
+        from training.musicnet import MusicNetError, is_musicnet, read_musicnet
     except ModuleNotFoundError as error:
         errors.print(f"[red]'features' needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
         raise typer.Exit(1) from None
@@ -87,6 +90,17 @@ def features(
         raise _fail(errors, f"{recordings}: holds no recordings; put WAV, FLAC, OGG, MP3 or AIFF files there")
     parts: dict[Path, Statistics] = {}
     remarks: list[str] = []
+    labels: dict[Path, tuple[NoteLabel, ...]] = {}
+    if not single and is_musicnet(recordings):
+        try:
+            pieces = read_musicnet(recordings).pieces
+        except MusicNetError as error:
+            raise _fail(errors, str(error)) from None
+        for piece in pieces:
+            try:
+                labels[piece.audio_path] = piece.labels()
+            except MusicNetError as error:
+                remarks.append(f"{error}; its features come without notes")
     try:
         known = FeatureCache(cache)
         for path in track(paths, "describing", console=errors, transient=True):
@@ -98,7 +112,15 @@ def features(
             raise _fail(errors, "; ".join(remarks[:3]))
         every = Statistics.merge(parts.values())
         rows = [
-            _write(known, path, out / (path.name if single else path.relative_to(recordings)), config, every, bars)
+            _write(
+                known,
+                path,
+                out / (path.name if single else path.relative_to(recordings)),
+                config,
+                every,
+                bars,
+                labels.get(path),
+            )
             for path in track(list(parts), "writing", console=errors, transient=True)
         ]
         _write_statistics(out / "statistics.npz", every, Fraction(config.frames_per_second))
@@ -111,7 +133,7 @@ def features(
         table.add_row(escape(row["file"]), *(f"{row[name]:g}" for name in ("seconds", "frames", "tempo_bpm", "bars")))
     console.print(table)
     for remark in remarks:
-        console.print(f"[yellow]left out:[/] {escape(remark)}", soft_wrap=True, highlight=False)
+        console.print(f"[yellow]remark:[/] {escape(remark)}", soft_wrap=True, highlight=False)
     console.print(
         f"{out / 'statistics.npz'}: {mel_bands} mel bands over {every.frames} frames",
         soft_wrap=True,
@@ -139,7 +161,13 @@ def _described(known: FeatureCache, path: Path, config: FeatureConfig) -> tuple[
 
 
 def _write(
-    known: FeatureCache, path: Path, target: Path, config: FeatureConfig, every: Statistics, bars: bool
+    known: FeatureCache,
+    path: Path,
+    target: Path,
+    config: FeatureConfig,
+    every: Statistics,
+    bars: bool,
+    labels: tuple[NoteLabel, ...] | None,
 ) -> dict[str, Any]:
     """The features of one recording, standardised by ``every`` recording's statistics, and its bars; its figures."""
     import soundfile
@@ -151,7 +179,8 @@ def _write(
     target.parent.mkdir(parents=True, exist_ok=True)
     described = dataclasses.replace(found, mel=every.standardise(found.mel_db), statistics=every)
     name = target.with_name(f"{target.name}.npz")  # two formats of one name are two files
-    replace_file(name, lambda part: write_features(part, described))
+    notes = None if labels is None else _notes(labels, len(found.onset_strength), config)
+    replace_file(name, lambda part: write_features(part, described, notes))
     if bars:
         folder = target.with_name(f"{target.name}.bars")
         shutil.rmtree(folder, ignore_errors=True)  # an earlier run may have found more of them
@@ -165,6 +194,15 @@ def _write(
         "tempo_bpm": round(found.tempo_bpm, 1),
         "bars": max(0, len(bar_frames(found, config.beats_per_bar)) - 1),
     }
+
+
+def _notes(labels: tuple[NoteLabel, ...], frames: int, config: FeatureConfig) -> NDArray[np.bool_]:
+    """Which MIDI notes sound in each frame [128, frames] of the part that is described."""
+    from training.musicnet import LABEL_RATE, labels_from, piano_roll
+
+    rate = config.frames_per_second
+    heard = labels_from(labels, round(config.preparation.start_seconds * LABEL_RATE))
+    return piano_roll(heard, math.ceil(frames / rate * LABEL_RATE), rate)[:, :frames]
 
 
 def _write_statistics(path: Path, every: Statistics, frames_per_second: Fraction) -> None:

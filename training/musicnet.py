@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -269,6 +269,19 @@ def piano_roll(
             start, stop = _frame_from(note.start_samples, hop), _frame_from(note.end_samples, hop)
             roll[note.pitch, start : max(stop, start + 1)] = True
     return roll
+
+
+def labels_from(labels: Sequence[NoteLabel], start_samples: int) -> tuple[NoteLabel, ...]:
+    """The labels of what lies behind ``start_samples`` at LABEL_RATE, counted from there; what has ended is out."""
+    return tuple(
+        replace(
+            note,
+            start_samples=max(0, note.start_samples - start_samples),
+            end_samples=note.end_samples - start_samples,
+        )
+        for note in labels
+        if note.end_samples > start_samples
+    )
 
 
 def _frame_from(sample: int, hop: Fraction) -> int:

@@ -196,6 +196,16 @@ class RestoreObjective(Objective):
         pair = self._excerpt.pair
         return Pair(pair.input[:, here], pair.target[:, here]), self._excerpt.state
 
+    def _remembered(self, batch: Batch, crossed: Tensor, vectors: Tensor, drawn: Tensor) -> Any:
+        """What the model remembers of the segments before; ``drawn``: the random state at which they were heard."""
+        assert self._excerpt is not None
+        past, pair = slice(0, batch.segment * self.recipe.segment_samples), self._excerpt.pair
+        random = torch.Generator()
+        random.set_state(drawn)
+        heard = self._heard_on_stage(Pair(pair.input[:, past], pair.target[:, past]), crossed, random)
+        with torch.no_grad():
+            return detached(self.restore(heard, vectors.detach())[1])
+
     def restoration_loss(self, answer: Tensor, target: Tensor, fft_sizes: tuple[int, ...] | None = None) -> LossTerms:
         """Losses of an answer [batch, samples - latency] against the target [batch, samples]."""
         with torch.autocast(answer.device.type, enabled=False):  # logs of small numbers need float32
@@ -216,7 +226,10 @@ class RestoreObjective(Objective):
         random = torch.Generator().manual_seed(batch.seed + 1)
         style, crossed, told_by = self._crossed(batch.style, random)
         vectors, anchor = self._style_vectors(batch.raw, batch.style, style, told_by)
+        drawn = random.get_state()
         heard = self._heard_on_stage(pair, crossed, random)
+        if state is None and batch.segment:  # the run goes on within an excerpt
+            state = self._remembered(batch, crossed, vectors, drawn)
         with torch.set_grad_enabled(not self.critic_leads):
             answer, state = self.restore(heard, vectors, state=state)
         assert self._excerpt is not None
