@@ -72,8 +72,8 @@ class LiveSettings:
     takes a hop later ('deferred'), or in the 'callback' itself; ``patience_ms``: how long it waits for a hop, None for
     most of the time that there is. ``seed`` is of a model's noise, None: of one that makes sound of it, 0, of another,
     no noise. ``intensity`` (0..1, None for the usual one) and ``drone`` are for models of kind ``generate``, which have
-    no input. ``recognise``: a recogniser's model file that hears what goes in and what
-    comes out. ``parts``: models beside and after the first, which style, MIDI and ``learned`` are for.
+    no input. ``recognise``: a recogniser's model file that hears what goes in and what comes out. ``parts``: models
+    beside and after the first, which style, MIDI and ``learned`` are for.
     """
 
     model: Path

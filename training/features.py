@@ -373,13 +373,11 @@ def write_features(path: Path, features: Features, notes: NDArray[np.bool_] | No
     ``notes`` [128, frames]: which MIDI notes sound, where that is known. Raises OSError.
     """
     known: dict[str, Any] = {} if notes is None else {"notes": notes}
+    known |= _fields(features.statistics)
     with path.open("wb") as file:  # np.savez puts a suffix of its own on a name
         np.savez(
             file,
             mel=features.mel,
-            mel_mean=features.statistics.mean,
-            mel_deviation=features.statistics.deviation,
-            mel_frames=np.int64(features.statistics.frames),
             mfcc=features.mfcc,
             chroma=features.chroma,
             onset_strength=features.onset_strength,
@@ -387,6 +385,21 @@ def write_features(path: Path, features: Features, notes: NDArray[np.bool_] | No
             tempo_bpm=np.float64(features.tempo_bpm),
             **known,
         )
+
+
+def write_statistics(path: Path, statistics: Statistics, frames_per_second: Fraction | float) -> None:
+    """One .npz with the statistics as ``write_features`` names them, and the frame rate, a fraction. Raises OSError."""
+    rate = Fraction(frames_per_second)
+    with path.open("wb") as file:
+        np.savez(file, frames_per_second=np.array([rate.numerator, rate.denominator]), **_fields(statistics))
+
+
+def _fields(statistics: Statistics) -> dict[str, Any]:
+    return {
+        "mel_mean": statistics.mean,
+        "mel_deviation": statistics.deviation,
+        "mel_frames": np.int64(statistics.frames),
+    }
 
 
 def _read(path: Path, config: FeatureConfig) -> Features | None:

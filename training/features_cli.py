@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from realtime.cli import PLAIN, JsonOption, failure
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -42,7 +44,7 @@ def features(
     bars: Annotated[bool, typer.Option("--bars", help="Also cut each recording into bars, as WAV files.")] = False,
     beats_per_bar: Annotated[int, typer.Option(min=1, help="Where the bars are.")] = 4,
     cache: Annotated[Path, typer.Option(help="Where what was computed is kept.")] = Path(".restyle-cache"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Mel spectrograms, MFCC, chroma, onset strength and beats of recordings, as NumPy files.
 
@@ -60,8 +62,15 @@ def features(
     except (ValueError, ZeroDivisionError):
         raise typer.BadParameter(f"'{frames_per_second}' is no number", param_hint="--frames-per-second") from None
     try:
-        from training.features import FeatureCache, FeatureConfig, FeatureError, Preparation, Statistics
-        from training.library import find_audio
+        from training.features import (
+            FeatureCache,
+            FeatureConfig,
+            FeatureError,
+            Preparation,
+            Statistics,
+            write_statistics,
+        )
+        from training.library import find_audio, replace_file
         from training.musicnet import MusicNetError, is_musicnet, read_musicnet
     except ModuleNotFoundError as error:
         errors.print(f"[red]'features' needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
@@ -75,19 +84,22 @@ def features(
             beats_per_bar=beats_per_bar,
         )
     except FeatureError as error:
-        raise _fail(errors, str(error)) from None
+        raise failure("cannot describe", str(error)) from None
     single = recordings.is_file()
     if out.exists() and not out.is_dir():
-        raise _fail(errors, f"{out}: is a file; name a folder")
+        raise failure("cannot describe", f"{out}: is a file; name a folder")
     if not single and not recordings.is_dir():
-        raise _fail(errors, f"{recordings}: there is no such file or folder; check the path")
+        raise failure("cannot describe", f"{recordings}: there is no such file or folder; check the path")
     paths = [recordings] if single else find_audio(recordings)
     if not single and out.resolve().is_relative_to(recordings.resolve()):
-        raise _fail(
-            errors, f"{out}: lies in {recordings}, where its bars would be recordings; choose a folder elsewhere"
+        raise failure(
+            "cannot describe",
+            f"{out}: lies in {recordings}, where its bars would be recordings; choose a folder elsewhere",
         )
     if not paths:
-        raise _fail(errors, f"{recordings}: holds no recordings; put WAV, FLAC, OGG, MP3 or AIFF files there")
+        raise failure(
+            "cannot describe", f"{recordings}: holds no recordings; put WAV, FLAC, OGG, MP3 or AIFF files there"
+        )
     parts: dict[Path, Statistics] = {}
     remarks: list[str] = []
     labels: dict[Path, tuple[NoteLabel, ...]] = {}
@@ -95,7 +107,7 @@ def features(
         try:
             pieces = read_musicnet(recordings).pieces
         except MusicNetError as error:
-            raise _fail(errors, str(error)) from None
+            raise failure("cannot describe", str(error)) from None
         for piece in pieces:
             try:
                 labels[piece.audio_path] = piece.labels()
@@ -106,10 +118,10 @@ def features(
         for path in track(paths, "describing", console=errors, transient=True):
             try:
                 parts[path] = _described(known, path, config)[2].statistics
-            except (ValueError, RuntimeError) as error:
-                remarks.append(f"{path}: {str(error).removeprefix(f'{path}: ')}")
+            except ValueError as error:
+                remarks.append(f"{path}: {error}")
         if not parts:
-            raise _fail(errors, "; ".join(remarks[:3]))
+            raise failure("cannot describe", "; ".join(remarks[:3]))
         every = Statistics.merge(parts.values())
         rows = [
             _write(
@@ -123,9 +135,9 @@ def features(
             )
             for path in track(list(parts), "writing", console=errors, transient=True)
         ]
-        _write_statistics(out / "statistics.npz", every, Fraction(config.frames_per_second))
+        replace_file(out / "statistics.npz", lambda part: write_statistics(part, every, config.frames_per_second))
     except OSError as error:
-        raise _fail(errors, f"{error.filename or out}: {error.strerror or error}") from None
+        raise failure("cannot describe", f"{error.filename or out}: {error.strerror or error}") from None
     if as_json:
         print(json.dumps({"files": rows, "frames": every.frames, "remarks": remarks}))
     table = Table("file", "seconds", "frames", "beats a minute", "bars", box=None, pad_edge=False)
@@ -134,30 +146,18 @@ def features(
     console.print(table)
     for remark in remarks:
         console.print(f"[yellow]remark:[/] {escape(remark)}", soft_wrap=True, highlight=False)
-    console.print(
-        f"{out / 'statistics.npz'}: {mel_bands} mel bands over {every.frames} frames",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
-
-
-def _fail(console: Console, why: str) -> typer.Exit:
-    console.print("[red]cannot describe:[/] ", end="")
-    console.print(why, soft_wrap=True, highlight=False, markup=False)
-    return typer.Exit(1)
+    console.print(f"{out / 'statistics.npz'}: {mel_bands} mel bands over {every.frames} frames", **PLAIN)
 
 
 def _described(known: FeatureCache, path: Path, config: FeatureConfig) -> tuple[NDArray[np.float32], int, Features]:
-    """A recording [channels, samples], its rate, and what describes it. Raises ValueError or RuntimeError."""
+    """A recording [channels, samples], its rate, and what describes it. Raises ValueError."""
     import numpy as np
-    import soundfile
 
-    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    if not np.isfinite(audio).all():
-        raise ValueError("holds samples that are no numbers; export it again")
-    sound = np.ascontiguousarray(audio.T, dtype=np.float32)
-    return sound, rate, known.of_audio(sound, rate, config)
+    from training.library import decode_file
+
+    audio, source = decode_file(path)
+    sound = np.ascontiguousarray(audio.T)
+    return sound, source.sample_rate, known.of_audio(sound, source.sample_rate, config)
 
 
 def _write(
@@ -203,21 +203,3 @@ def _notes(labels: tuple[NoteLabel, ...], frames: int, config: FeatureConfig) ->
     rate = config.frames_per_second
     heard = labels_from(labels, round(config.preparation.start_seconds * LABEL_RATE))
     return piano_roll(heard, math.ceil(frames / rate * LABEL_RATE), rate)[:, :frames]
-
-
-def _write_statistics(path: Path, every: Statistics, frames_per_second: Fraction) -> None:
-    import numpy as np
-
-    from training.library import replace_file
-
-    def write(part: Path) -> None:
-        with part.open("wb") as file:
-            np.savez(
-                file,
-                mel_mean=every.mean,
-                mel_deviation=every.deviation,
-                mel_frames=np.int64(every.frames),
-                frames_per_second=np.array([frames_per_second.numerator, frames_per_second.denominator]),
-            )
-
-    replace_file(path, write)

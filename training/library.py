@@ -174,8 +174,8 @@ def clipped_runs(audio: NDArray[np.float32], full_scale: float) -> int:
     return int(np.count_nonzero(starts))
 
 
-def read_recording(path: Path, sample_rate: int) -> tuple[NDArray[np.float32], Source]:
-    """Decode, mix to mono by the mean, resample with soxr's HQ setting: [samples]. ValueError says what is wrong."""
+def decode_file(path: Path) -> tuple[NDArray[np.float32], Source]:
+    """A file's sound as it is: [samples, channels] at its own rate. ValueError says what is wrong."""
     try:
         with soundfile.SoundFile(path) as file:
             rate, form, subtype, cut_short = file.samplerate, file.format, file.subtype, is_cut_short(file, path)
@@ -194,10 +194,15 @@ def read_recording(path: Path, sample_rate: int) -> tuple[NDArray[np.float32], S
     # The highest value of the coarsest format: eight bits end at 127/128, sixteen at 32767/32768.
     full_scale = 127 / 128 if subtype in ("PCM_S8", "PCM_U8") else 32_767 / 32_768
     runs = clipped_runs(audio, full_scale) if peak >= full_scale else 0
+    return audio, Source(rate, audio.shape[1], form, subtype, runs)
+
+
+def read_recording(path: Path, sample_rate: int) -> tuple[NDArray[np.float32], Source]:
+    """Decode, mix to mono by the mean, resample with soxr's HQ setting: [samples]. ValueError says what is wrong."""
+    audio, source = decode_file(path)
     mono = audio.mean(axis=1)
-    if rate != sample_rate:
-        mono = soxr.resample(mono, rate, sample_rate, quality="HQ")
-    source = Source(rate, audio.shape[1], form, subtype, runs)
+    if source.sample_rate != sample_rate:
+        mono = soxr.resample(mono, source.sample_rate, sample_rate, quality="HQ")
     return np.ascontiguousarray(mono, dtype=np.float32), source
 
 

@@ -468,8 +468,8 @@ def write_styles(
 def tune_of(labels: Sequence[NoteLabel], program: int | None = None) -> Tune:
     """The notes of a piece, of all instruments or of one, where the score has them; ValueError without a note.
 
-    The tempo is the median of all that were played. Labels without beats are taken at the
-    time they were played, as if at DEFAULT_TEMPO_BPM.
+    The tempo is the median of all that were played. Labels without beats are taken at the time they were played, as if
+    at DEFAULT_TEMPO_BPM.
     """
     chosen = [note for note in labels if program is None or note.program == program]
     if not chosen:

@@ -410,11 +410,10 @@ class Recipe:
             raise ValueError("adversary.weight: a critic of styles needs two of them; add a [[style]] or leave it out")
         if not self.performed:
             raise ValueError("style.judged_only: is set in every [[style]]; leave it out of those to be played")
-        if len(self.performed) < len(self.style) and (not self.adversary.weight or self.objective != "restore"):
+        crosses = bool(self.adversary.weight) and self.objective == "restore"
+        if len(self.performed) < len(self.style) and not crosses:
             raise ValueError("style.judged_only: is for judges; needs adversary.weight, and objective = 'restore'")
-        if any(style.cross_weight != 1.0 for style in self.style) and (
-            not self.adversary.weight or self.objective != "restore"
-        ):
+        if any(style.cross_weight != 1.0 for style in self.style) and not crosses:
             raise ValueError(
                 "style.cross_weight: is for rows that become another style; needs adversary.weight, and "
                 "objective = 'restore'"
