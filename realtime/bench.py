@@ -424,7 +424,8 @@ def measure(
     provider, hops = settings.provider, settings.hops
     begin = time.perf_counter()
     bundle = read_measurable(settings.model)
-    Processor(bundle, provider).prepare(bundle.manifest.spectral.sample_rate, 128, 1)
+    loaded = Processor(bundle, provider)
+    loaded.prepare(bundle.manifest.spectral.sample_rate, 128, 1)
     load_s = time.perf_counter() - begin
     manifest, spec = bundle.manifest, bundle.manifest.spectral
     others: dict[str, Callable[[], object]] = {"matmul": _MatMul(manifest.weight_count).step}
@@ -464,6 +465,7 @@ def measure(
         "overhead_ratio": round(float(processor / graph), 4),
         "matmul_ratio": round(float(graph / matmul), 4),
         "load_s": round(load_s, 3),
+        "cuda_graphs": isinstance(loaded.stream, Stream) and loaded.stream.captured,
     }
     if other is not None:
         figures["compare"] = other.figures(times["compare"], times["graph"], budget_ms)

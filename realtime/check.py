@@ -172,8 +172,14 @@ def check_golden(bundle: Bundle, provider: str) -> Finding:
         return Finding(
             "golden", "fail", f"cannot be computed: {' '.join(str(error).split())}", "export the model again"
         )
-    figures = {"largest_difference": difference, "tolerance": GOLDEN_TOLERANCE, "samples": len(audio)}
+    figures = {
+        "largest_difference": difference,
+        "tolerance": GOLDEN_TOLERANCE,
+        "samples": len(audio),
+        "cuda_graphs": stream.captured,
+    }
     text = f"golden vector: largest difference {difference:.1e} of full scale, at most {GOLDEN_TOLERANCE:g} is allowed"
+    text += "; hops are CUDA graphs" * stream.captured
     if difference <= GOLDEN_TOLERANCE:  # false for NaN too
         return Finding("golden", "pass", text, figures=figures)
     return Finding(

@@ -6,12 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from realtime import stream as stream_module
 from realtime.bench import measure_algorithmic_latency, measure_processor_latency
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, LONG_MODEL, Bundle, Golden, ProviderError, read_bundle
 from realtime.controls import PARAMETERS, Controls, Performer, mix_controls
@@ -415,6 +417,63 @@ def test_asking_for_a_gpu_that_is_not_there_is_an_error_with_the_remedy(
     assert capfd.readouterr() == ("", "")
     with pytest.raises(ProviderError, match="'gpu' is none of cpu, cuda, tensorrt"):
         make_session(bundle.graph, "gpu")
+
+
+@pytest.fixture()
+def device_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sound and states of the CPU provider go through buffers of a device, which here lies in the same memory."""
+    monkeypatch.setitem(stream_module.DEVICE_MEMORY, "cpu", "cpu")
+
+
+@pytest.mark.usefixtures("device_memory")
+def test_sound_that_crosses_to_a_device_and_back_is_the_same(bundle: Bundle, guitar: NDArray[np.float32]) -> None:
+    audio = clip(guitar, 40, channels=2)
+    through = Stream(bundle, 2)
+    through.warm_up()
+    through.style[:] = np.array(bundle.manifest.style("violin").vector, np.float32)
+    first = through.play(audio)
+    through.reset()
+    again = through.play(audio)
+    np.testing.assert_array_equal(again, first)
+    np.testing.assert_allclose(first[:, bundle.manifest.stream_delay_samples :], offline(bundle, audio), atol=2e-5)
+
+
+class _Replaying:
+    """A session that captures: of graphs that it plays again, one may hold on to what it once had."""
+
+    def __init__(self, session: ort.InferenceSession, error: float) -> None:
+        self._session, self._error, self.ran = session, error, list[str]()
+
+    def io_binding(self) -> ort.IOBinding:
+        return self._session.io_binding()
+
+    def run_with_iobinding(self, binding: ort.IOBinding, options: ort.RunOptions | None = None) -> None:
+        self._session.run_with_iobinding(binding, options)
+        number = options.get_run_config_entry("gpu_graph_id") if options else "none"
+        self.ran.append(number)
+        if number in ("1", "2"):
+            out = binding.get_outputs()[0]
+            out.update_inplace(out.numpy() + np.float32(self._error))
+
+
+@pytest.mark.usefixtures("device_memory")
+@pytest.mark.parametrize(("error", "kept"), [(0.0, True), (1e-3, False)])
+def test_cuda_graphs_are_kept_only_where_they_make_the_same_sound(
+    bundle: Bundle, guitar: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch, error: float, kept: bool
+) -> None:
+    audio = clip(guitar, 20)
+    expected = offline(bundle, audio)
+    session = _Replaying(make_session(bundle.graph, sizes={"channels": 1, "samples": HOP}), error)
+    monkeypatch.setattr(Stream, "_load", lambda *_: (session, True))
+    stream = Stream(bundle)
+    stream.warm_up()
+    assert stream.captured is kept
+    session.ran.clear()
+    stream.style[:] = np.array(bundle.manifest.style("violin").vector, np.float32)
+    out = stream.play(audio)
+    # Each of the two sets of states has a graph of its own; -1 is none.
+    assert session.ran == (["1", "2"] * 10 if kept else ["-1"] * 20)
+    np.testing.assert_allclose(out[:, bundle.manifest.stream_delay_samples :], expected, atol=2e-5)
 
 
 def test_hop_times_are_handed_over_once(bundle: Bundle) -> None:
