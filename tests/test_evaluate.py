@@ -125,6 +125,24 @@ def test_hop_buzz_is_the_level_of_an_injected_comb(level_db: float) -> None:
     assert measures.hop_buzz_db(music + comb, 0.5 * (music + comb), HOP) == measures.BUZZ_FLOOR_DB
 
 
+def test_hop_buzz_that_comes_and_goes_with_the_notes_is_found() -> None:
+    time = np.arange(6 * RATE) / RATE
+    swell = (0.5 - 0.5 * np.cos(2 * np.pi * 4.0 * time)).astype(np.float32)
+    music = swell * (harmonic(221.0, 6.0, RATE) + noise(6.0, RATE, 1e-4))
+    comb = swell * np.sum([harmonic(RATE / HOP * k, 6.0, RATE, partials=1) for k in range(1, 30)], axis=0)
+    comb *= np.float32(1e-2 * np.sqrt(np.square(music).mean() / np.square(comb).mean()))
+    # A third of its energy lies beside the lines, at the rate of the notes.
+    assert measures.hop_buzz_db(music, music + comb, HOP) == pytest.approx(-41.8, abs=1.0)
+
+
+def test_a_partial_that_glides_over_a_multiple_is_no_hop_buzz() -> None:
+    time = np.arange(6 * RATE) / RATE
+    around = RATE / HOP * 5
+    gliding = np.sin(2 * np.pi * around * time - 24.0 * np.cos(2 * np.pi * 0.5 * time))  # 12 Hz either way
+    plain = harmonic(221.0, 6.0, RATE)
+    assert measures.hop_buzz_db(plain, (plain + 0.3 * gliding).astype(np.float32), HOP) == measures.BUZZ_FLOOR_DB
+
+
 def test_noise_alone_is_no_hop_buzz() -> None:
     assert measures.hop_buzz_db(np.zeros(6 * RATE, np.float32), noise(6.0, RATE), HOP) == measures.BUZZ_FLOOR_DB
 
@@ -253,6 +271,26 @@ def test_the_recogniser_ignores_level_and_is_the_same_again(references: Path, ca
     assert recogniser.cache_key(recordings, SMALL) != recogniser.cache_key(recordings, replace(SMALL, seed=1))
     fewer = {**recordings, "gong": recordings["gong"][1:]}
     assert recogniser.cache_key(recordings, SMALL) != recogniser.cache_key(fewer, SMALL)
+
+
+def test_phrases_are_learned_far_from_their_pitch_and_tested_near_it(references: Path, cache: Path) -> None:
+    recordings, _ = read_references(references, RATE, cache)
+    (note,) = (recording for recording in recordings["flute"] if recording.name.endswith("note2.flac"))
+    own_hz = 180.0 * 2 ** (2 * 3 / 12)
+
+    def semitones(config: RecogniserConfig) -> list[float]:
+        moved = []
+        for seed in range(24):
+            phrase = draw_phrase([note], config, np.random.default_rng(seed))
+            spectrum = np.abs(np.fft.rfft(phrase * np.hanning(len(phrase))))
+            moved.append(12.0 * math.log2(spectrum.argmax() / recogniser.EXCERPT_SECONDS / own_hz))
+        return moved
+
+    config = RecogniserConfig()
+    assert max(map(abs, semitones(config.for_tests))) < config.test_semitones + 0.2
+    far = semitones(config)
+    assert max(map(abs, far)) < config.semitones + 0.2
+    assert min(far) < -6.0 and max(far) > 6.0
 
 
 def trained_on(path: Path) -> Bundle:

@@ -155,6 +155,7 @@ def loudness_correlation(reference: Audio, found: Audio) -> float:
 
 _ON = np.arange(-2, 3)  # bins of a line: the main lobe of a Hann window
 _BESIDE = np.concatenate([np.arange(-24, -5), np.arange(6, 25)])  # its neighbourhood
+_FLANKS = np.array([[-6, -5, -4], [4, 5, 6]])  # where a line has nothing, and a gliding partial has as much
 
 
 def hop_buzz_db(reference: Audio, found: Audio, hop_samples: int) -> float:
@@ -163,7 +164,7 @@ def hop_buzz_db(reference: Audio, found: Audio, hop_samples: int) -> float:
     A window of 256 hops puts every multiple on a bin. A line is what its five bins hold above the median of their
     neighbourhood; what the reference has there is taken off, at the gain that the
     neighbourhood got; and it counts when it is 6 dB above both, so that noise, which always has some bin above its
-    neighbours, is no buzz. Both are [samples] at one rate and aligned. BUZZ_FLOOR_DB where there is none.
+    neighbours, is no buzz, and as far above both its flanks, so that a partial that glides over a multiple is none. Both are [samples] at one rate and aligned. BUZZ_FLOOR_DB where there is none.
     """
     size, per_line = 256 * hop_samples, 256
     if len(found) < size:
@@ -177,7 +178,9 @@ def hop_buzz_db(reference: Audio, found: Audio, hop_samples: int) -> float:
     line, line_before = (power[lines[:, None] + _ON].sum(axis=1) for power in (out, before))
     gain = around / np.maximum(around_before, 1e-30)
     expected = np.maximum(around, np.where(around_before > 1e-20, line_before * gain, line_before))
-    return _relative_db(float(np.where(line > 4.0 * expected, line - expected, 0.0).sum()), float(out.sum()))
+    flanks = 5.0 * out[lines[:, None, None] + _FLANKS].mean(axis=2).max(axis=1)
+    stands_out = line > 4.0 * np.maximum(expected, flanks)
+    return _relative_db(float(np.where(stands_out, line - expected, 0.0).sum()), float(out.sum()))
 
 
 def tone_buzz_db(found: Audio, tone_hz: float, sample_rate: int, hop_samples: int) -> float:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,21 @@ class RecogniserConfig:
     """How the recogniser is trained; together with the recordings, it decides every weight."""
 
     seed: int = 0
-    excerpts_per_style: int = 240  # laid out anew from recordings; every pass then colours them differently
+    excerpts_per_style: int = 480  # laid out anew from recordings; every pass then colours them differently
     passes: int = 14
     batch: int = 32
     learning_rate: float = 3e-3
-    semitones: float = 2.5  # tape speed, both ways
+    semitones: float = 9.0  # tape speed, both ways: where a style has few notes, its pitch must not give it away
     eq_db: float = 6.0
     room_chance: float = 0.35
     held_out_share: float = 0.25
     test_phrases_per_style: int = 24
+    test_semitones: float = 2.5
+
+    @property
+    def for_tests(self) -> RecogniserConfig:
+        """How phrases of held-out recordings are drawn: near the pitch that they have."""
+        return replace(self, semitones=self.test_semitones)
 
 
 @dataclass(frozen=True)
@@ -274,7 +280,9 @@ def train_recogniser(
                     progress(count + 2 * done, in_all)
     recogniser = Recogniser(styles, net, {})
     for label, (style, (training, held_out)) in enumerate(splits.items()):
-        phrases = np.stack([draw_phrase(held_out, config, random) for _ in range(config.test_phrases_per_style)])
+        phrases = np.stack(
+            [draw_phrase(held_out, config.for_tests, random) for _ in range(config.test_phrases_per_style)]
+        )
         alone, laid = (
             float((recogniser.judge(excerpts).shares.argmax(axis=1) == label).mean())
             for excerpts in (real_excerpts(held_out), phrases)
