@@ -162,9 +162,10 @@ def hop_buzz_db(reference: Audio, found: Audio, hop_samples: int) -> float:
     """Energy of lines at multiples of the hop rate that the model added, in dB relative to the output's energy.
 
     A window of 256 hops puts every multiple on a bin. A line is what its five bins hold above the median of their
-    neighbourhood; what the reference has there is taken off, at the gain that the
-    neighbourhood got; and it counts when it is 6 dB above both, so that noise, which always has some bin above its
-    neighbours, is no buzz, and as far above both its flanks, so that a partial that glides over a multiple is none. Both are [samples] at one rate and aligned. BUZZ_FLOOR_DB where there is none.
+    neighbourhood; what the reference has there is taken off, at the gain that the neighbourhood got. It counts when it
+    is 6 dB above both, so that noise, which always has some bin above its neighbours, is no buzz, and as far above both
+    its flanks, so that a partial that glides over a multiple is none. Both are [samples] at one rate and aligned.
+    BUZZ_FLOOR_DB where there is none.
     """
     size, per_line = 256 * hop_samples, 256
     if len(found) < size:
