@@ -128,7 +128,7 @@ def test_hop_buzz_is_the_level_of_an_injected_comb(level_db: float) -> None:
 def test_hop_buzz_that_comes_and_goes_with_the_notes_is_found() -> None:
     time = np.arange(6 * RATE) / RATE
     swell = (0.5 - 0.5 * np.cos(2 * np.pi * 4.0 * time)).astype(np.float32)
-    music = swell * (harmonic(221.0, 6.0, RATE) + noise(6.0, RATE, 1e-4))
+    music = (swell * (harmonic(221.0, 6.0, RATE) + noise(6.0, RATE, 1e-4))).astype(np.float32)
     comb = swell * np.sum([harmonic(RATE / HOP * k, 6.0, RATE, partials=1) for k in range(1, 30)], axis=0)
     comb *= np.float32(1e-2 * np.sqrt(np.square(music).mean() / np.square(comb).mean()))
     # A third of its energy lies beside the lines, at the rate of the notes.
