@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from realtime.bundle import Bundle, BundleError, ProviderError, read_bundle
 from realtime.processes import start_process
 from realtime.show import percentiles_ms
-from realtime.stream import Stream, make_session
+from realtime.stream import Stream, device_memory, make_session
 
 AUDIO_WORDS = ("audio", "wav", "signal", "sound", "noisy", "mix", "frame", "input", "output", "enh")
 """Parts of the names that audio usually has, the surest first."""
@@ -300,7 +300,7 @@ def _stepper(
     provider: str,
 ) -> Callable[[], object]:
     """One step, bound as ours is: audio crosses to the device and back, states stay there in two sets of buffers."""
-    device = "cpu" if provider == "cpu" else "cuda"
+    device = device_memory(provider)
 
     def value(array: NDArray[np.float32], where: str = device) -> ort.OrtValue:
         return ort.OrtValue.ortvalue_from_numpy(array, where, 0)

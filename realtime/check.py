@@ -165,6 +165,7 @@ def check_golden(bundle: Bundle, provider: str) -> Finding:
     audio, expected = Golden.unpack(golden.audio), Golden.unpack(golden.audio_out)
     try:
         stream = Stream(bundle, provider=provider)
+        stream.warm_up()  # which decides, as before a performance, whether hops are CUDA graphs
         stream.style[:] = np.array(manifest.style(golden.style).vector, np.float32)
         out = stream.play(audio[None])[0]
         difference = float(np.abs(out - expected).max()) if len(out) == len(expected) else float("inf")

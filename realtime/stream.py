@@ -39,6 +39,12 @@ def gpu_remedy(provider: str) -> str:
 DEVICE_MEMORY = {"cuda": "cuda", "tensorrt": "cuda"}
 """Where states and sound lie during a step, if not where numpy has them."""
 
+
+def device_memory(provider: str) -> str:
+    """The device, as onnxruntime calls it, in whose memory ``provider`` works."""
+    return DEVICE_MEMORY.get(provider, "cpu")
+
+
 CAPTURE_CHECK_STEPS = 8
 CAPTURE_TOLERANCE = 1e-5
 
@@ -115,8 +121,8 @@ class Stream:
         """Style of the next step [channels, style_dim]; write here."""
         self.audio_out: NDArray[np.float32] = np.zeros((channels, self.step_samples), np.float32)
         """Output of the last step [channels, step_samples]."""
-        device = DEVICE_MEMORY.get(provider, "cpu")
         self._on_device = provider in DEVICE_MEMORY
+        device = device_memory(provider)
         shapes = {state.name: (channels, *state.shape) for state in manifest.states}
         self._zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         self._buffers = [
