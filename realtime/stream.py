@@ -204,6 +204,8 @@ class Stream:
 
     def warm_up(self, steps: int = 20) -> None:
         """Run silence so that first-call work is done before the first note, then reset. Raises BundleError."""
+        if self.captured:
+            self._try_capture()
         self.audio[:] = 0.0
         try:
             for _ in range(steps):
@@ -211,23 +213,26 @@ class Stream:
         except Exception as error:
             raise BundleError(self._path, "graph", f"cannot be run: {error}", "export the model again") from None
         self.reset()
-        if self.captured:
-            self._try_capture()
 
     def _try_capture(self) -> None:
         """Compare what the CUDA graphs make with what single kernels make; do without graphs where it differs."""
-        noise = 0.1 * np.random.default_rng(0).standard_normal((self.channels, CAPTURE_CHECK_STEPS * self.step_samples))
-        replayed = self.play(noise.astype(np.float32))
-        graphs, self._options = self._options, [_graph_options(-1)] * 2  # -1: this run is no graph
-        self.reset()
-        plain = self.play(noise.astype(np.float32))
-        self.reset()
-        self.audio[:] = 0.0
-        if np.allclose(replayed, plain, rtol=0.0, atol=CAPTURE_TOLERANCE):
+        shape = self.channels, CAPTURE_CHECK_STEPS * self.step_samples
+        noise = 0.1 * np.random.default_rng(0).standard_normal(shape, np.float32)
+        graphs, single = self._options, [_graph_options(-1)] * 2  # -1: this run is no graph
+        try:
+            replayed = self.play(noise)
+            self.reset()
+            self._options = single
+            self.captured = np.allclose(replayed, self.play(noise), rtol=0.0, atol=CAPTURE_TOLERANCE)
+            why = "make another sound here"
+        except Exception as error:
+            self.captured, why = False, f"cannot be made here ({error})"
+        if self.captured:
             self._options = graphs
         else:
-            self.captured = False
-            logger.warning("%s: CUDA graphs make another sound here; its kernels run one by one", self._path)
+            self._options = single
+            logger.warning("%s: CUDA graphs %s; its kernels run one by one", self._path, why)
+        self.reset()
 
 
 def _graph_options(number: int) -> ort.RunOptions:
