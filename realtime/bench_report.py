@@ -142,6 +142,7 @@ def _soak_rows(figures: dict[str, Any]) -> Rows:
                     f"{one['kept_share']:.2%} of the frames"
                     + (f", {one['restarts']} restarts" * bool(one["restarts"]))
                     + (f", {one['midi_restarts']} restarts of MIDI" * bool(one["midi_restarts"]))
+                    + (f", {one['lost_messages']} MIDI messages lost" * bool(one["lost_messages"]))
                     + (f", {one['failures']} FAILED" * bool(one["failures"])),
                 )
             )

@@ -130,6 +130,7 @@ class Status:
     outages: int = 0
     lost_ports: int = 0  # how many times a MIDI port went away
     midi_restarts: int = 0  # how many times the process of MIDI died
+    lost_messages: int = 0  # of MIDI, that came faster than they can be heard
     fault: str = ""  # what the graph or the engine raised last
     waiting_s: float | None = None  # for the audio device, since it went away
     last_event: Event | None = None
@@ -189,7 +190,7 @@ class Performance:
         self.outages = 0
         self.lost_ports = 0
         self.fault = ""
-        self.midi_restarts = 0
+        self.midi_restarts = self.lost_messages = 0
         self._midi_news: deque[tuple[str, bool] | str] = deque()
 
     def _check_source(self) -> None:
@@ -501,6 +502,7 @@ class Performance:
             # RtMidi stays silent on a server that has gone.
             self._inputs.abandon()
             self.midi_restarts += self._inputs.restarts
+            self.lost_messages += self._inputs.lost_messages
             self._inputs = None
         if self._short_lives < LIVES:
             self._restart_engine()
@@ -563,6 +565,7 @@ class Performance:
             outages=self.outages,
             lost_ports=self.lost_ports,
             midi_restarts=self.midi_restarts + (self._inputs.restarts if self._inputs else 0),
+            lost_messages=self.lost_messages + (self._inputs.lost_messages if self._inputs else 0),
             fault=self.fault,
             waiting_s=None if self._lost_at is None else time.monotonic() - self._lost_at,
             last_event=self.events[-1] if self.events else None,

@@ -15,6 +15,7 @@ from realtime.midi import MidiError
 from realtime.midi_ports import VIRTUAL, Held, InputPorts, Wanted
 from realtime.privileges import be_urgent
 from realtime.processes import start_process
+from realtime.quiet import HeldErrors
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +23,22 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 3.0
 RETRY_S = 1.0
 """Before another process, where the last one lived no longer or could not open its ports."""
+LOSS_INTERVAL_S = 1.0
+LOSS_COMPLAINT = b"message queue limit reached"
+"""RtMidi's, on standard error, of each message that finds its queue full: it tells nobody else."""
 
 
 def listen(wanted: str | Wanted | None, pipe: Any) -> None:
     """The process: sends ('ready', names, whether JACK's, the one port wanted) or ('error', text), then ('heard',
-    bytes) for each message and ('port', name, whether there, names) for each port, until anything comes or the other
-    end is gone."""
+    bytes) for each message, ('port', name, whether there, names) for each port and ('lost', count) for messages that
+    came faster than they are heard, until anything comes or the other end is gone."""
     be_urgent()
+    with HeldErrors() as said:
+        _listen(wanted, pipe, said)
+    os._exit(0)  # what could not be closed would crash, or wait for ever, at a usual end
+
+
+def _listen(wanted: str | Wanted | None, pipe: Any, said: HeldErrors) -> None:
     sending = threading.Lock()
 
     def send(*message: Any) -> None:
@@ -46,9 +56,12 @@ def listen(wanted: str | Wanted | None, pipe: Any) -> None:
         return
     send("ready", ports.names, ports.uses_jack, ports.only)
     with contextlib.suppress(EOFError, OSError):
+        while not pipe.poll(LOSS_INTERVAL_S):
+            if lost := said.pass_on(without=LOSS_COMPLAINT):
+                send("lost", lost)
         pipe.recv()
     ports.close()
-    os._exit(0)  # what could not be closed would crash, or wait for ever, at a usual end
+    said.pass_on(without=LOSS_COMPLAINT)
 
 
 class MidiInputs:
@@ -63,16 +76,16 @@ class MidiInputs:
         wanted: str | None,
         on_message: Callable[[bytes], None],
         on_port: Callable[[str, bool], None] = lambda *_: None,
-        on_restart: Callable[[str], None] = lambda _: None,
+        on_trouble: Callable[[str], None] = lambda _: None,
     ) -> None:
         """``wanted``: an index of ``list_ports``, part of a port's name, 'virtual', or None for all ports there are.
 
         On a thread of this class, ``on_port`` hears the name of a port that went away (False) or was opened after the
-        start (True), and ``on_restart``, in words, that the process died, or that another one listens. Raises
-        MidiError, with the list, when a wanted port does not exist.
+        start (True), and ``on_trouble``, in words, that the process died, that another one listens, or that messages
+        were lost. Raises MidiError, with the list, when a wanted port does not exist.
         """
         self._wanted: str | Wanted | None = wanted
-        self._deliver, self._tell_port, self._tell_restart = on_message, on_port, on_restart
+        self._deliver, self._tell_port, self._tell_trouble = on_message, on_port, on_trouble
         self._held = Held()
         self._lock = threading.Lock()  # no process is started once it is over
         self._over = threading.Event()
@@ -81,6 +94,8 @@ class MidiInputs:
         self.uses_jack = False
         """Whether a port is one of a JACK server's."""
         self.restarts = 0
+        self.lost_messages = 0
+        """Messages that came faster than they were heard."""
         # A fresh interpreter: a fork would inherit threads and libraries of this one.
         self._context = multiprocessing.get_context("spawn")
         self._start()
@@ -116,13 +131,19 @@ class MidiInputs:
         return ""
 
     def _keep_hearing(self) -> None:
-        while not self._over.is_set():
+        """To the last message, also of an input that is being closed: it would wait for room in the pipe."""
+        while True:
             try:
                 kind, *content = self._pipe.recv()
             except (EOFError, OSError):
+                if self._over.is_set():
+                    return
                 self._replace()
                 continue
-            if kind == "heard":
+            if kind == "lost":
+                self.lost_messages += content[0]
+                self._tell_trouble(f"{content[0]} MIDI messages were lost: they came faster than they can be heard")
+            elif kind == "heard":
                 self._held.hear(content[0])
                 self._hear(content[0])
             else:
@@ -144,7 +165,7 @@ class MidiInputs:
         self.names = []
         for data in self._held.let_go():
             self._hear(data)
-        self._tell_restart(f"the process of MIDI died (exit code {self._process.exitcode}); another one is started")
+        self._tell_trouble(f"the process of MIDI died (exit code {self._process.exitcode}); another one is started")
         pause_s = RETRY_S if time.monotonic() - self._started_at < RETRY_S else 0.0
         while not self._over.wait(pause_s):
             with self._lock:
@@ -155,7 +176,7 @@ class MidiInputs:
             problem = self._await_ready()
             if not problem:
                 again = "; what was connected to the virtual port must be again" if self._wanted == VIRTUAL else ""
-                self._tell_restart(f"MIDI is heard again: {', '.join(self.names) or 'no port'}{again}")
+                self._tell_trouble(f"MIDI is heard again: {', '.join(self.names) or 'no port'}{again}")
                 return
             logger.debug("%s", problem)
             self._kill()
@@ -168,7 +189,7 @@ class MidiInputs:
 
     def mute(self) -> None:
         """Deliver nothing any more; the ports stay open. Any thread."""
-        self._deliver, self._tell_port, self._tell_restart = (lambda _: None), (lambda *_: None), (lambda _: None)
+        self._deliver, self._tell_port, self._tell_trouble = (lambda _: None), (lambda *_: None), (lambda _: None)
 
     def abandon(self) -> None:
         """Stop listening at once: RtMidi waits for a JACK server that does not answer, for ever."""

@@ -103,6 +103,7 @@ def panel(performance: Performance, status: Status) -> RenderableType:
         "audio outages": status.outages,
         "MIDI ports lost": status.lost_ports,
         "MIDI restarts": status.midi_restarts,
+        "MIDI messages lost": status.lost_messages,
         "bad input": meters.bad_input_hops,
         "bad output": meters.bad_output_hops,
         "errors": meters.errors,
@@ -147,7 +148,8 @@ def status_line(status: Status) -> str:
         f"late {status.meters.misses:.0f}  bad in {status.meters.bad_input_hops:.0f} "
         f"out {status.meters.bad_output_hops:.0f}  dry {status.meters.late_hops:.0f}  "
         f"errors {status.meters.errors:.0f}  restarts {status.restarts}  outages {status.outages}  "
-        f"MIDI lost {status.lost_ports}  MIDI restarts {status.midi_restarts}"
+        f"MIDI lost {status.lost_ports}  MIDI restarts {status.midi_restarts}  "
+        f"MIDI messages lost {status.lost_messages}"
         + ("" if status.heard is None else f"  hears {heard_text(status.heard)}")
         + ("" if status.waiting_s is None else f"  waiting for the device {status.waiting_s:.0f} s")
         + (f"  raised: {status.fault}" if status.fault else "")

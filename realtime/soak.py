@@ -71,8 +71,9 @@ class Slice:
 
     ``xruns`` are the server's, heard by the player; ``own_xruns`` those that PortAudio told the client. A miss is a
     hop, or a do-nothing callback, that took longer than the server's period, or a hop that was played dry for want of
-    time. ``restarts`` are of graph processes, ``midi_restarts`` of MIDI's; memory jumps at one. ``memory_kib`` is the
-    private memory of audio, graph and MIDI processes as (seconds since the first block, KiB).
+    time. ``restarts`` are of graph processes, ``midi_restarts`` of MIDI's; memory jumps at one. ``lost_messages`` came
+    faster than they can be heard. ``memory_kib`` is the private memory of audio, graph and MIDI processes as (seconds
+    since the first block, KiB).
     """
 
     kind: str
@@ -86,6 +87,7 @@ class Slice:
     dropped_frames: int = 0
     restarts: int = 0
     midi_restarts: int = 0
+    lost_messages: int = 0
     memory_kib: list[tuple[float, float]] = field(default_factory=list)
     failure: str = ""
 
@@ -296,6 +298,7 @@ def _restyle_turn(
         dropped_frames=after.dropped_frames - before.dropped_frames,
         restarts=after.restarts - before.restarts,
         midi_restarts=after.midi_restarts - before.midi_restarts,
+        lost_messages=after.lost_messages - before.lost_messages,
         memory_kib=memory,
         failure=problem,
     )
@@ -369,6 +372,7 @@ def soak_figures(slices: list[Slice], settings: SoakSettings, spec: SpectralSpec
                 "recording_dropped_frames": sum(one.dropped_frames for one in chosen),
                 "restarts": sum(one.restarts for one in chosen),
                 "midi_restarts": sum(one.midi_restarts for one in chosen),
+                "lost_messages": sum(one.lost_messages for one in chosen),
                 "failures": sum(bool(one.failure) for one in chosen),
             }
         ours, idle = sums["restyle"], sums["idle"]

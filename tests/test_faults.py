@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -444,6 +445,32 @@ def test_of_ten_thousand_messages_a_second_none_is_lost_and_all_of_them_replay(
     assert "dry 0 " in summary and "errors 0 " in summary
     again = replay(take)
     assert again["equal"] == again["compared"] == again["frames"] and again["fault_hops"] == 0
+
+
+def test_messages_that_come_faster_than_they_are_heard_are_counted_and_shown(
+    musician: Musician, tmp_path: Path
+) -> None:
+    """Nobody hears any while the performance stands still; all of them are either heard later or counted."""
+    take = tmp_path / "take"
+    with restyle_live("--input", "musician", "--midi", "virtual", "--record", str(take)) as restyle:
+        restyle.await_sound()
+        musician.client.connect(musician.midi, "restyle-midi:in")
+        musician.rest(RATE // 2)
+        messages = [bytes((0xB0, 20, i % 128)) for i in range(40_000)]
+        os.kill(restyle.process.pid, signal.SIGSTOP)
+        musician.raw_midi_per_period = 400
+        musician.raw_midi += messages
+        wait_for(lambda: not musician.raw_midi, "the end of the flood")
+        musician.rest(RATE // 2)
+        os.kill(restyle.process.pid, signal.SIGCONT)
+        wait_for(lambda: noted(take, "MIDI messages were lost"), "the loss to be told")
+        musician.rest(2 * RATE)
+        out, err = restyle.end()
+    heard = sum("midi" in entry for entry in journal(take))
+    lost = int(re.findall(r"MIDI messages lost (\d+)", summary_line(out))[0])
+    assert heard + lost == len(messages) and heard > 10_000 and lost > 10_000
+    assert all("MIDI messages were lost" in line for line in err.splitlines())
+    assert sum(int(line.split()[1]) for line in err.splitlines()) == lost
 
 
 @pytest.mark.usefixtures("jack_server")

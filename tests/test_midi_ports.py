@@ -150,7 +150,7 @@ def test_a_process_that_dies_lets_go_of_what_was_held_and_another_one_listens(
     received: list[bytes] = []
     told: list[str] = []
     keys = new_output("sender") if wanted == "virtual" else outputs("keys")
-    inputs = MidiInputs(wanted, received.append, on_restart=told.append)
+    inputs = MidiInputs(wanted, received.append, on_trouble=told.append)
     try:
         if wanted == "virtual":
             keys.open_port(0, "out")

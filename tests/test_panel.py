@@ -104,6 +104,7 @@ def test_without_faults_nothing_is_red() -> None:
         ({}, {"restarts": 2}, "graph restarts 2", "restarts 2"),
         ({}, {"outages": 2}, "audio outages 2", "outages 2"),
         ({}, {"lost_ports": 2}, "MIDI ports lost 2", "MIDI lost 2"),
+        ({}, {"lost_messages": 7}, "MIDI messages lost 7", "MIDI messages lost 7"),
         ({}, {"dropped_frames": 2}, "recording dropped frames 2", ""),
     ],
 )
