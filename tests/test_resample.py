@@ -139,7 +139,7 @@ def through(plan: RatePlan, to_model: bool, audio: NDArray[np.float32]) -> NDArr
 
 
 def test_wet_is_the_models_own_at_the_same_delay() -> None:
-    """At 96 kHz every second sample is the model's, but for rounding: its answer to what the first filter lets through."""
+    """At 96 kHz every second sample is the model's but for rounding: its answer to the first filter's output."""
     plugin = adapter(96_000)
     plan = plugin.plan
     assert plan is not None and (plan.half_width, plan.out_shift) == (21, 21)
