@@ -35,6 +35,7 @@ from training.library import ExcerptSampler, Library, load_library  # noqa: E402
 from training.models.classifier import style_loss  # noqa: E402
 from training.models.critic import critic_loss, deception_loss  # noqa: E402
 from training.models.recogniser import RecogniserConfig, train_recogniser  # noqa: E402
+from training.objectives import restore  # noqa: E402
 from training.objectives.judges import Hearing, hear_judges  # noqa: E402
 from training.objectives.objective import TrainingError, learning_rate_factor  # noqa: E402
 from training.objectives.restore import RestoreObjective  # noqa: E402
@@ -507,6 +508,30 @@ def test_crossed_rows_become_another_style(place: Path, monkeypatch: pytest.Monk
     assert 0.45 < float(crossed.float().mean()) < 0.55
     assert torch.equal(wanted, torch.where(crossed, 1 - style, style))
     assert (told_by == -1).all()  # without an encoder nothing is heard
+
+
+def test_some_crossed_rows_become_a_blend_which_no_judge_hears(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    share = "[adversary]\nweight = 0.3\ncross_share = 0.5\nblend_share = {}\n[optimiser]"
+    module = RestoreObjective(edited(place, ("[optimiser]", share.format(0.4))), {})
+    vectors, crossed = torch.eye(1000), torch.arange(1000) % 2 == 1
+    mixed, blended = module._blended(vectors, crossed, torch.Generator().manual_seed(0))
+    assert not (blended & ~crossed).any() and 0.33 < float(blended[crossed].float().mean()) < 0.47
+    assert torch.equal(mixed[~blended], vectors[~blended])
+    rows = torch.arange(1000)[blended]
+    parts = torch.stack([mixed[rows, (rows - by) % 1000] for by in range(3)])  # its own and the two before it
+    assert (parts > 0.0).all() and torch.allclose(parts.sum(dim=0), torch.ones(len(rows)))
+    assert torch.allclose(parts.mean(dim=1), torch.full((3,), 1 / 3), atol=0.06)
+
+    heard: list[Tensor] = []
+
+    def hear(*args: Any, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        heard.append(args[3].crossed)
+        return hear_judges(*args, **options)
+
+    monkeypatch.setattr(restore, "hear_judges", hear)
+    run(place, edited(place, ("blend_share = 0.4", "blend_share = 1.0")))
+    assert heard and all(len(crossed) and not crossed.any() for crossed in heard)
+    assert min(len(crossed) for crossed in heard) < max(len(crossed) for crossed in heard)
 
 
 def test_what_a_crossed_row_becomes_is_looked_up_or_heard_from_a_row_of_that_style(place: Path) -> None:

@@ -257,6 +257,7 @@ class AdversaryConfig:
     style_weight: float = 0.0  # of being taken for the style meant by a classifier; zero: no classifier
     likeness_weight: float = 0.0  # of being spread, in the classifier's scores, as the style's recordings are
     cross_share: float = 0.4  # of rows that are to become another style; only judges and their level judge them
+    blend_share: float = 0.0  # of those, to become a blend of styles; only level and playing judge them
     start_step: int = 0  # up to here the generator learns alone
     head_start_steps: int = 0  # from there on the critic learns alone, while the generator stands still
     pretraining_phrases: int = 0  # of each style, from which the classifier learns before the run; zero: beside it
@@ -271,7 +272,7 @@ class AdversaryConfig:
         _at_least(self, at, 0, "weight", "feature_weight", "style_weight", "likeness_weight", "start_step")
         _at_least(self, at, 0, "head_start_steps", "pretraining_phrases")
         _at_least(self, at, 1, "classifiers")
-        _chances(self, at, "cross_share")
+        _chances(self, at, "cross_share", "blend_share")
         if self.learning_rate <= 0:
             raise ValueError(f"adversary.learning_rate: must be above zero, got {self.learning_rate:g}")
         for name in ("feature_weight", "style_weight"):

@@ -226,6 +226,7 @@ class RestoreObjective(Objective):
         random = torch.Generator().manual_seed(batch.seed + 1)
         style, crossed, told_by = self._crossed(batch.style, random)
         vectors, anchor = self._style_vectors(batch.raw, batch.style, style, told_by)
+        vectors, blended = self._blended(vectors, crossed, random)
         drawn = random.get_state()
         heard = self._heard_on_stage(pair, crossed, random)
         if state is None and batch.segment:  # the run goes on within an excerpt
@@ -236,6 +237,8 @@ class RestoreObjective(Objective):
         self._excerpt = dataclasses.replace(self._excerpt, state=detached(state))
         made = answer.float()
         hearing = Hearing(made, pair.target[:, : made.shape[1]], style, batch.style, crossed)
+        if blended.any():
+            hearing = Hearing(*(rows[~blended] for rows in hearing))
         if self.critic_leads:
             return self._critic_alone(hearing)
         result = self.restoration_loss(answer[~crossed], pair.target[~crossed], self._fft_sizes(random))
@@ -359,6 +362,20 @@ class RestoreObjective(Objective):
         distance = (heard - self.styles(own).detach()).square().mean()
         vectors = torch.where((told_by >= 0)[:, None], heard[told_by.clamp_min(0)], known)
         return vectors, self.recipe.encoder.anchor_weight * distance
+
+    def _blended(self, vectors: Tensor, crossed: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Some crossed rows' vectors [batch, style_dim] mixed with those of two other rows, and which: [batch].
+
+        No judge knows what they should sound like, but they are to be as loud as what is played: on stage styles are
+        blended.
+        """
+        share = self.recipe.adversary.blend_share
+        if not share:
+            return vectors, torch.zeros_like(crossed)
+        blended = crossed & (torch.rand(len(crossed), generator=random) < share).to(crossed.device)
+        weights = -torch.rand(3, len(crossed), 1, generator=random).clamp_min(1e-6).log().to(vectors.device)
+        mixed = sum(weight * vectors.roll(by, dims=0) for by, weight in enumerate(weights / weights.sum(dim=0)))
+        return torch.where(blended[:, None], mixed, vectors), blended
 
     def configure_gradient_clipping(
         self,
