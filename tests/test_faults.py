@@ -469,8 +469,8 @@ def test_messages_that_come_faster_than_they_are_heard_are_counted_and_shown(
     heard = sum("midi" in entry for entry in journal(take))
     lost = int(re.findall(r"MIDI messages lost (\d+)", summary_line(out))[0])
     assert heard + lost == len(messages) and heard > 10_000 and lost > 10_000
-    assert all("MIDI messages were lost" in line for line in err.splitlines())
-    assert sum(int(line.split()[1]) for line in err.splitlines()) == lost
+    told = [int(line.split()[1]) for line in err.splitlines() if "MIDI messages were lost" in line]
+    assert sum(told) == lost and "queue limit" not in err
 
 
 @pytest.mark.usefixtures("jack_server")
