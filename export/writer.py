@@ -26,6 +26,7 @@ from realtime.bundle import (
     MANIFEST_KEY,
     SCHEMA_VERSION,
     WEIGHTS_KEY,
+    Bundle,
     Card,
     Golden,
     Manifest,
@@ -33,11 +34,12 @@ from realtime.bundle import (
     StateSpec,
     Style,
 )
-from realtime.controls import PARAMETERS, SOURCE_PARAMETERS
+from realtime.controls import PARAMETERS, SOURCE_PARAMETERS, TARGET_LOUDNESS_LUFS
 from realtime.files import NewFile
 from realtime.loudness import at_common_loudness, loudness_lufs, reference_playings
 from realtime.noise import SeededNoise
 from realtime.spectral import SpectralSpec
+from realtime.stream import Stream
 from training.beginning import pack_beginning
 from training.checkpoint import TrainedComposer, TrainedModel, TrainedRecogniser, lineage
 from training.models.encoder import CLIP_SAMPLES
@@ -45,7 +47,9 @@ from training.models.encoder import CLIP_SAMPLES
 GOLDEN_HOPS = 64
 MOST_BLENDED_STYLES = 32
 """Of whose blends levels are measured: pairs grow with the square."""
-ROWS_AT_ONCE = 16
+ROWS_AT_ONCE, HOPS_PER_STEP = 16, 16
+BLENDED = slice(1, 4)
+"""The playings that blends are measured on: the registers in the middle."""
 NOISE_PLAYINGS, NOISE_SECONDS = 3, 8.0
 LEAST_EMPHASIS, MOST_EMPHASIS = 0.1, 3.0
 
@@ -166,8 +170,6 @@ def write_model(
     else:
         playings = reference_playings(spec.sample_rate)
         playing = at_common_loudness(demo_playing(spec.sample_rate), spec.sample_rate)
-    loudness = measure_loudness(model, playings, vectors, spec)
-    losses = measure_blend_losses(model, playings[1::2], vectors, spec)
     start = int(np.argmax(np.abs(playing) > 0.05)) // spec.hop_samples * spec.hop_samples
     golden_in = playing[start : start + GOLDEN_HOPS * spec.hop_samples]
     vector = torch.from_numpy(vectors[0])[None]
@@ -175,7 +177,7 @@ def write_model(
         model, torch.from_numpy(golden_in)[None], vector.expand(GOLDEN_HOPS, 1, -1), spec.hop_samples
     )
     state: Any = model.init_state(1)  # pyright: ignore[reportCallIssue]
-    manifest = Manifest(
+    unmeasured = Manifest(
         schema=SCHEMA_VERSION,
         kind=kind,
         name=name,
@@ -185,18 +187,29 @@ def write_model(
         style_dim=len(vectors[0]),
         states=tuple(StateSpec(label, tuple(tensor.shape[1:])) for label, tensor in state_tensors(state)),
         styles=tuple(
-            Style(style.id, style.label, tuple(float(v) for v in style.vector), round(lufs, 2), style.program)
-            for style, lufs in zip(styles, loudness, strict=True)
+            Style(style.id, style.label, tuple(float(v) for v in style.vector), TARGET_LOUDNESS_LUFS, style.program)
+            for style in styles
         ),
         parameters=PARAMETERS + (SOURCE_PARAMETERS if kind == "generate" else ()),
         card=card,
         golden=Golden(styles[0].id, Golden.pack(golden_in), Golden.pack(golden_out[0].numpy())),
         weight_count=sum(parameter.numel() for parameter in model.parameters()),
-        blend_losses_lu=tuple(tuple(round(float(loss), 2) for loss in row) for row in losses),
         noise_dims=noise.dims if noise else 0,
         code_levels=getattr(model, "code_levels", ()),
     )
-    graph = build_graph(model, manifest.style_dim, spec.hop_samples)
+    graph = build_graph(model, unmeasured.style_dim, spec.hop_samples)
+    finish_graph(graph, unmeasured)
+    bundle = Bundle(path, unmeasured, graph.SerializeToString())
+    loudness = measure_loudness(bundle, playings, vectors)
+    losses = measure_blend_losses(bundle, playings[BLENDED], vectors)
+    manifest = replace(
+        unmeasured,
+        styles=tuple(
+            replace(style, loudness_lufs=round(lufs, 2))
+            for style, lufs in zip(unmeasured.styles, loudness, strict=True)
+        ),
+        blend_losses_lu=tuple(tuple(round(float(loss), 2) for loss in row) for row in losses),
+    )
     finish_graph(graph, manifest)
     if encoder is not None:
         _attach(graph, ENCODER_KEY, build_clip_graph(encoder, CLIP_SAMPLES, "vector"))
@@ -245,40 +258,40 @@ def save_graph(graph: onnx.ModelProto, path: Path) -> None:
 
 
 def measure_loudness(
-    model: nn.Module,
-    playings: Sequence[NDArray[np.float32]],
-    vectors: Sequence[NDArray[np.float32]],
-    spec: SpectralSpec,
+    bundle: Bundle, playings: Sequence[NDArray[np.float32]], vectors: Sequence[NDArray[np.float32]]
 ) -> list[float]:
-    """Integrated loudness (EBU R128, ITU-R BS.1770-4) of the same playings in every style, in LUFS, in the mean."""
-    rows = torch.from_numpy(np.stack(vectors))
-    loudness = []
-    for playing in playings:
-        samples = len(playing) // spec.hop_samples * spec.hop_samples
-        audio = torch.from_numpy(playing[:samples]).expand(len(vectors), -1)
-        made = run_torch(model, audio, rows[None], samples).numpy()
-        loudness.append([loudness_lufs(out, spec.sample_rate) for out in made])
-    return np.mean(loudness, axis=0).tolist()
+    """Integrated loudness (EBU R128, ITU-R BS.1770-4) of the same playings in every style, in LUFS, in the mean.
+
+    Through the stream that performs, ROWS_AT_ONCE styles side by side.
+    """
+    rate, rows = bundle.manifest.spectral.sample_rate, min(ROWS_AT_ONCE, len(vectors))
+    stream = Stream(bundle, rows, HOPS_PER_STEP)
+    loudness: list[float] = []
+    for at in range(0, len(vectors), rows):
+        part = np.stack(vectors[at : at + rows])
+        stream.style[:] = np.resize(part, stream.style.shape)
+        heard = []
+        for playing in playings:
+            stream.reset()
+            made = stream.play(np.broadcast_to(playing, (rows, len(playing))))
+            heard.append([loudness_lufs(out, rate) for out in made[: len(part)]])
+        loudness += np.mean(heard, axis=0).tolist()
+    return loudness
 
 
 def measure_blend_losses(
-    model: nn.Module,
-    playings: Sequence[NDArray[np.float32]],
-    vectors: Sequence[NDArray[np.float32]],
-    spec: SpectralSpec,
+    bundle: Bundle, playings: Sequence[NDArray[np.float32]], vectors: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.float64]:
     """[styles, styles]: by how many LU the even blend of two is quieter than both in the mean; none for many styles."""
     count = len(vectors)
     if not 2 <= count <= MOST_BLENDED_STYLES:
         return np.zeros((0, 0))
     pairs = [(i, j) for i in range(count) for j in range(i)]
-    blends = [0.5 * (vectors[i] + vectors[j]) for i, j in pairs]
-    alone = np.array(measure_loudness(model, playings, vectors, spec))
+    alone = measure_loudness(bundle, playings, vectors)
+    blends = measure_loudness(bundle, playings, [0.5 * (vectors[i] + vectors[j]) for i, j in pairs])
     losses = np.zeros((count, count))
-    for at in range(0, len(pairs), ROWS_AT_ONCE):
-        loudness = measure_loudness(model, playings, blends[at : at + ROWS_AT_ONCE], spec)
-        for (i, j), blended in zip(pairs[at : at + ROWS_AT_ONCE], loudness, strict=True):
-            losses[i, j] = losses[j, i] = 0.5 * (alone[i] + alone[j]) - blended
+    for (i, j), blended in zip(pairs, blends, strict=True):
+        losses[i, j] = losses[j, i] = 0.5 * (alone[i] + alone[j]) - blended
     return losses
 
 
