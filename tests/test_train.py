@@ -30,6 +30,7 @@ from export.writer import card_of  # noqa: E402
 from realtime.cli import app  # noqa: E402
 from tests.conftest import SAX_STYLE, VIBRAPHONE_STYLE, tiny_recipe, write_notes  # noqa: E402
 from training.augment import Pair  # noqa: E402
+from training.beginning import load_beginning  # noqa: E402
 from training.checkpoint import CheckpointError, load_for_export, read_checkpoint  # noqa: E402
 from training.library import ExcerptSampler, Library, load_library  # noqa: E402
 from training.models.classifier import style_loss  # noqa: E402
@@ -963,6 +964,28 @@ def test_what_the_first_run_heard_stays_in_the_card_of_the_second(place: Path) -
     assert both.steps == 6 + 8
     assert set(card.recordings_sha256) == set(both.recordings_sha256)
     assert {source.style for source in both.sources} == {"sax", "vibraphone"}
+
+
+@pytest.mark.parametrize("body", ["recurrent", "lstm"])
+def test_a_run_with_more_units_begins_with_the_same_sound(place: Path, body: str) -> None:
+    first = run(place, load_recipe(place / "tiny.toml", [f"model.body={body}"]), "first")
+    wider = load_recipe(place / "tiny.toml", [f"model.body={body}", "model.hidden=24"])
+    objective = RestoreObjective(wider, {})
+    objective.begin_with(load_beginning(first.last_checkpoint))
+    before = load_for_export(first.last_checkpoint)
+    audio, style = 0.1 * torch.randn(2, 2048), before.style_vectors
+    with torch.no_grad():
+        old, _ = before.generator(audio, style, before.generator.init_state(2))
+        for name in ("generator", "average_generator"):
+            generator = getattr(objective, name)
+            new, _ = generator(audio, style, generator.init_state(2))
+            torch.testing.assert_close(new, old)
+    cell = objective.generator.state_dict()["body.cell.weight_hh_l0"]
+    assert cell.shape[1] == 24 and (cell[16:24] != 0.0).any() and not cell[:16, 16:].any()
+    # They are heard as soon as something is learned.
+    objective.generator(audio, style, objective.generator.init_state(2))[0].square().mean().backward()
+    gradient = objective.generator.leave.weight.grad
+    assert gradient is not None and (gradient[:, 16:] != 0.0).any()
 
 
 def test_a_beginning_of_another_size_is_refused_by_name(place: Path) -> None:

@@ -47,6 +47,34 @@ def load_beginning(path: Path) -> Beginning:
     return Beginning(path, weights | averages, card)
 
 
+WIDENED = ("generator.enter.", "generator.body.cell.", "generator.steer.", "generator.leave.")
+"""Weights of a generator with a GRU or LSTM that have its ``hidden`` size, once or several times, in their shapes."""
+
+
+def widened(name: str, learned: Tensor, fresh: Tensor, hidden: int, wider: int) -> Tensor:
+    """What a body of ``hidden`` units has ``learned``, within ``fresh`` weights of one that is ``wider``; same output.
+
+    New units hear what they like, and nobody hears them yet (Chen, Goodfellow and Shlens, "Net2Net: accelerating
+    learning via knowledge transfer", 2016, section 2.3, with zeros in place of copies). What does not
+    fit comes back as it is.
+    """
+    if not name.startswith(WIDENED) or learned.ndim != fresh.ndim:
+        return learned
+    places = []
+    for old, new in zip(learned.shape, fresh.shape, strict=True):
+        if old == new:
+            places.append(torch.arange(old))
+            continue
+        blocks, rest = divmod(old, hidden)
+        if rest or new != blocks * wider:
+            return learned
+        places.append((torch.arange(blocks)[:, None] * wider + torch.arange(hidden)).flatten())
+    grown = fresh.clone()
+    grown[places[0]] = 0.0
+    grown[tuple(torch.meshgrid(*places, indexing="ij"))] = learned
+    return grown
+
+
 def pack_beginning(trained: TrainedModel) -> str:
     """Generator, encoder and style vectors, and the history of their run, as text for a model file."""
     parts = {"generator": trained.generator, "encoder": trained.encoder}

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from training.augment import Pair, make_pair, make_true_pair, steady_tones
-from training.beginning import Beginning
+from training.beginning import Beginning, widened
 from training.checkpoint import CheckpointError, new_generator
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
 from training.models import recogniser
@@ -126,9 +126,12 @@ class RestoreObjective(Objective):
     def begin_with(self, beginning: Beginning) -> None:
         """Take over what another run learned; call before training. Raises CheckpointError where weights do not fit.
 
-        Styles are matched by id. A new one begins in the middle of all that there were, optional parts as they are.
+        Styles are matched by id. A new one begins in the middle of all that there were, optional parts as they are. A
+        narrower generator is widened.
         """
         ours = self.state_dict()
+        narrow = beginning.weights.get("generator.leave.weight")
+        hidden, wider = 0 if narrow is None else narrow.shape[-1], self.recipe.model.hidden
         ids = [style["id"] for style in beginning.card["styles"]]
         rows = [ids.index(style.id) if style.id in ids else None for style in self.recipe.style]
         for name, value in ours.items():
@@ -138,6 +141,8 @@ class RestoreObjective(Objective):
                 continue
             if found is not None and plain.endswith(STYLE_ROWS):
                 found = torch.stack([found.mean(dim=0) if row is None else found[row] for row in rows])
+            if found is not None and 0 < hidden < wider:
+                found = widened(plain, found, value, hidden, wider)
             if found is None or found.shape != value.shape:
                 raise CheckpointError(
                     f"{beginning.path}: state_dict.{plain}: has shape {None if found is None else tuple(found.shape)}, "
