@@ -47,6 +47,18 @@ def test_clouds_of_one_kind_have_no_distance_and_others_twice_the_gap_of_their_m
     assert energy_distance(two, three) == pytest.approx(2 * (0 + 2 + 1 + 1) / 4 - 1 - 2)
 
 
+def test_the_search_stays_where_styles_are(bundle: Bundle) -> None:
+    known = np.array([style.vector for style in bundle.manifest.styles], np.float32)
+    middle = known.mean(axis=0)
+    usual = float(np.median(np.linalg.norm(known - middle, axis=1)))
+    near, far = middle + 0.5 * (known - middle), middle + 5.0 * (known - middle)
+    np.testing.assert_allclose(refine_module._among(near, known), near, atol=1e-6)
+    kept = refine_module._among(far, known) - middle
+    np.testing.assert_allclose(np.linalg.norm(kept, axis=1), usual, rtol=1e-5)
+    directions = (kept / usual * ((known - middle) / np.linalg.norm(known - middle, axis=1, keepdims=True))).sum(axis=1)
+    np.testing.assert_allclose(directions, 1.0, rtol=1e-5)
+
+
 def test_no_time_is_no_change(bundle: Bundle) -> None:
     learned = learn(bundle, CLIP, "guitar again")
     audio = read_clip(CLIP, bundle.manifest.spectral.sample_rate)

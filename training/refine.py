@@ -130,6 +130,17 @@ def _windows(audio: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
     return windows if len(windows) > 1 else np.concatenate([windows, np.roll(windows, samples // 3, axis=1)])
 
 
+def _among(vectors: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.float32]:
+    """vectors [count, style_dim], those farther from the middle of the ``known`` ones than they usually are, as far.
+
+    Where no style was ever learned, what the recogniser finds near is a quirk of it.
+    """
+    middle = known.mean(axis=0)
+    usual = np.median(np.linalg.norm(known - middle, axis=1))
+    away = np.linalg.norm(vectors - middle, axis=1, keepdims=True)
+    return (middle + (vectors - middle) * np.minimum(1.0, usual / np.maximum(away, 1e-9))).astype(np.float32)
+
+
 def _search(
     judge: _Judge,
     first: NDArray[np.float32],
@@ -165,7 +176,7 @@ def _search(
         )
         while time.monotonic() - begin < seconds:
             candidates = search.ask()
-            search.tell(candidates, judged(np.array(candidates, np.float32), some()).tolist())
-    end = np.asarray(search.mean, np.float32)
+            search.tell(candidates, judged(_among(np.array(candidates, np.float32), known), some()).tolist())
+    end = _among(np.asarray(search.mean, np.float32)[None], known)[0]
     finalists = np.stack([first, start, end, 0.5 * (first + end)])
     return finalists[int(judge.distances(finalists, clip).argmin())]
