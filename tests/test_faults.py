@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -401,6 +402,15 @@ def test_the_breakable_graph_breaks_and_stays_broken_without_a_reset(tmp_path: P
     assert np.isfinite(stream.play(music)).all()
 
 
+@contextlib.contextmanager
+def recording_midi_of(musician: Musician, take: Path) -> Iterator[Restyle]:
+    """A performance that sounds, hears the musician's raw MIDI and records into ``take``."""
+    with restyle_live("--input", "musician", "--midi", "virtual", "--record", str(take)) as restyle:
+        restyle.await_sound()
+        musician.client.connect(musician.midi, "restyle-midi:in")
+        yield restyle
+
+
 def test_a_flood_of_midi_disturbs_nothing(musician: Musician) -> None:
     """Ten thousand messages, as fast as the sender can; the last one counts."""
     with restyle_live("--input", "musician", "--midi", "virtual", "--dry-wet", "0") as restyle:
@@ -425,9 +435,7 @@ def test_of_ten_thousand_messages_a_second_none_is_lost_and_all_of_them_replay(
 ) -> None:
     """Programs, chords and controllers in the middle of a phrase, as many in every period as make 10,125 a second."""
     take = tmp_path / "take"
-    with restyle_live("--input", "musician", "--midi", "virtual", "--record", str(take)) as restyle:
-        restyle.await_sound()
-        musician.client.connect(musician.midi, "restyle-midi:in")
+    with recording_midi_of(musician, take) as restyle:
         musician.begin(np.tile(GUITAR, 4))
         musician.rest(RATE // 2)
         messages = [message for message in flood() if not message.startswith(b"\xe0")] * 32
@@ -452,9 +460,7 @@ def test_messages_that_come_faster_than_they_are_heard_are_counted_and_shown(
 ) -> None:
     """Nobody hears any while the performance stands still; all of them are either heard later or counted."""
     take = tmp_path / "take"
-    with restyle_live("--input", "musician", "--midi", "virtual", "--record", str(take)) as restyle:
-        restyle.await_sound()
-        musician.client.connect(musician.midi, "restyle-midi:in")
+    with recording_midi_of(musician, take) as restyle:
         musician.rest(RATE // 2)
         messages = [bytes((0xB0, 20, i % 128)) for i in range(40_000)]
         os.kill(restyle.process.pid, signal.SIGSTOP)
