@@ -25,7 +25,7 @@ from realtime.bench_compare import CompareSettings, other_model
 from realtime.bundle import DEMO_CLIP, Bundle, check_kind, read_bundle
 from realtime.controls import PARAMETERS, Performer, mix_controls
 from realtime.ensemble import make_stream
-from realtime.processor import Processor
+from realtime.processor import AnyStream, Processor
 from realtime.show import percentiles_ms
 from realtime.stream import Stream
 
@@ -51,17 +51,18 @@ def measure_algorithmic_latency(bundle: Bundle, provider: str = "cpu") -> int:
     axis, is as far ahead of it as the algorithm looks. That reach, the longest that noise of three levels shows, plus
     the sample itself is the latency.
     """
-    return max(_reach_samples(bundle, provider, quiet, seed) for seed, quiet in enumerate((1e-3, 1e-2, 1e-4))) + 1
+    stream = make_stream(bundle, channels=bundle.manifest.spectral.hop_samples + 1, provider=provider)
+    return max(_reach_samples(bundle, stream, quiet, seed) for seed, quiet in enumerate((1e-3, 1e-2, 1e-4))) + 1
 
 
-def _reach_samples(bundle: Bundle, provider: str, quiet: float, seed: int) -> int:
+def _reach_samples(bundle: Bundle, stream: AnyStream, quiet: float, seed: int) -> int:
     """How far ahead of an output sample the algorithm looks, as one background of noise shows it.
 
     Quiet around a large move, so that the faint ends of the windows are not lost in rounding; some may be all the same.
     """
     hop, delay = bundle.manifest.spectral.hop_samples, bundle.manifest.stream_delay_samples
     hops, moved = 12, 6
-    stream = make_stream(bundle, channels=hop + 1, provider=provider)
+    stream.reset()
     audio = np.tile(np.random.default_rng(seed).standard_normal(hops * hop).astype(np.float32) * quiet, (hop + 1, 1))
     places = moved * hop + np.arange(hop)
     audio[np.arange(hop), places] += 0.9
