@@ -36,10 +36,9 @@ from realtime.bundle import (
 )
 from realtime.controls import PARAMETERS, SOURCE_PARAMETERS, TARGET_LOUDNESS_LUFS
 from realtime.files import NewFile
-from realtime.loudness import at_common_loudness, loudness_lufs, reference_playings
+from realtime.loudness import at_common_loudness, reference_playings, styles_loudness_lufs
 from realtime.noise import SeededNoise
 from realtime.spectral import SpectralSpec
-from realtime.stream import Stream
 from training.beginning import pack_beginning
 from training.checkpoint import TrainedComposer, TrainedModel, TrainedRecogniser, lineage
 from training.models.encoder import CLIP_SAMPLES
@@ -47,7 +46,6 @@ from training.models.encoder import CLIP_SAMPLES
 GOLDEN_HOPS = 64
 MOST_BLENDED_STYLES = 32
 """Of whose blends levels are measured: pairs grow with the square."""
-ROWS_AT_ONCE, HOPS_PER_STEP = 16, 16
 BLENDED = slice(1, 4)
 """The playings that blends are measured on: the registers in the middle."""
 NOISE_PLAYINGS, NOISE_SECONDS = 3, 8.0
@@ -200,16 +198,7 @@ def write_model(
     graph = build_graph(model, unmeasured.style_dim, spec.hop_samples)
     finish_graph(graph, unmeasured)
     bundle = Bundle(path, unmeasured, graph.SerializeToString())
-    loudness = measure_loudness(bundle, playings, vectors)
-    losses = measure_blend_losses(bundle, playings[BLENDED], vectors)
-    manifest = replace(
-        unmeasured,
-        styles=tuple(
-            replace(style, loudness_lufs=round(lufs, 2))
-            for style, lufs in zip(unmeasured.styles, loudness, strict=True)
-        ),
-        blend_losses_lu=tuple(tuple(round(float(loss), 2) for loss in row) for row in losses),
-    )
+    manifest = _with_measured_levels(bundle, playings, vectors)
     finish_graph(graph, manifest)
     if encoder is not None:
         _attach(graph, ENCODER_KEY, build_clip_graph(encoder, CLIP_SAMPLES, "vector"))
@@ -257,29 +246,21 @@ def save_graph(graph: onnx.ModelProto, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def measure_loudness(
+def _with_measured_levels(
     bundle: Bundle, playings: Sequence[NDArray[np.float32]], vectors: Sequence[NDArray[np.float32]]
-) -> list[float]:
-    """Integrated loudness (EBU R128, ITU-R BS.1770-4) of the same playings in every style, in LUFS, in the mean.
-
-    Through the stream that performs, ROWS_AT_ONCE styles side by side.
-    """
-    rate, rows = bundle.manifest.spectral.sample_rate, min(ROWS_AT_ONCE, len(vectors))
-    stream = Stream(bundle, rows, HOPS_PER_STEP)
-    loudness: list[float] = []
-    for at in range(0, len(vectors), rows):
-        part = np.stack(vectors[at : at + rows])
-        stream.style[:] = np.resize(part, stream.style.shape)
-        heard = []
-        for playing in playings:
-            stream.reset()
-            made = stream.play(np.broadcast_to(playing, (rows, len(playing))))
-            heard.append([loudness_lufs(out, rate) for out in made[: len(part)]])
-        loudness += np.mean(heard, axis=0).tolist()
-    return loudness
+) -> Manifest:
+    """The bundle's manifest, saying how loud its styles and their blends are."""
+    loudness = styles_loudness_lufs(bundle, vectors, playings)
+    losses = _blend_losses_lu(bundle, playings[BLENDED], vectors)
+    styles = zip(bundle.manifest.styles, loudness, strict=True)
+    return replace(
+        bundle.manifest,
+        styles=tuple(replace(style, loudness_lufs=round(float(lufs), 2)) for style, lufs in styles),
+        blend_losses_lu=tuple(tuple(round(float(loss), 2) for loss in row) for row in losses),
+    )
 
 
-def measure_blend_losses(
+def _blend_losses_lu(
     bundle: Bundle, playings: Sequence[NDArray[np.float32]], vectors: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.float64]:
     """[styles, styles]: by how many LU the even blend of two is quieter than both in the mean; none for many styles."""
@@ -287,8 +268,8 @@ def measure_blend_losses(
     if not 2 <= count <= MOST_BLENDED_STYLES:
         return np.zeros((0, 0))
     pairs = [(i, j) for i in range(count) for j in range(i)]
-    alone = measure_loudness(bundle, playings, vectors)
-    blends = measure_loudness(bundle, playings, [0.5 * (vectors[i] + vectors[j]) for i, j in pairs])
+    alone = styles_loudness_lufs(bundle, vectors, playings)
+    blends = styles_loudness_lufs(bundle, [0.5 * (vectors[i] + vectors[j]) for i, j in pairs], playings)
     losses = np.zeros((count, count))
     for (i, j), blended in zip(pairs, blends, strict=True):
         losses[i, j] = losses[j, i] = 0.5 * (alone[i] + alone[j]) - blended

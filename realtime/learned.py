@@ -111,18 +111,11 @@ def hear_windows(bundle: Bundle, audio: NDArray[np.float32]) -> tuple[NDArray[np
     return windows, np.concatenate(heard)
 
 
-def measure_loudness_lufs(bundle: Bundle, vector: NDArray[np.float32]) -> float:
-    """Integrated loudness (EBU R128) of the reference playings in this style, in the mean."""
-    from realtime.loudness import loudness_lufs, reference_playings
-    from realtime.stream import Stream
+def _loudness_lufs(bundle: Bundle, vector: NDArray[np.float32]) -> float:
+    from realtime.loudness import reference_playings, styles_loudness_lufs
 
-    rate = bundle.manifest.spectral.sample_rate
-    playings = reference_playings(rate)
-    stream = Stream(bundle, len(playings), 16)
-    stream.warm_up()
-    stream.style[:] = vector
-    audio = np.stack([playing[: min(map(len, playings))] for playing in playings])
-    return float(np.mean([loudness_lufs(made, rate) for made in stream.play(audio)]))
+    playings = reference_playings(bundle.manifest.spectral.sample_rate)
+    return round(float(styles_loudness_lufs(bundle, [vector], playings)[0]), 2)
 
 
 def learn(bundle: Bundle, clip: Path, name: str, program: int | None = None) -> LearnedStyle:
@@ -141,7 +134,7 @@ def learn(bundle: Bundle, clip: Path, name: str, program: int | None = None) -> 
         new_id,
         _printable(name.strip()),
         tuple(float(value) for value in vector),
-        round(measure_loudness_lufs(bundle, vector), 2),
+        _loudness_lufs(bundle, vector),
         free_program(manifest.styles) if program is None else program,
     )
     wrong = style_problem(style, manifest.style_dim)
@@ -157,7 +150,7 @@ def learn(bundle: Bundle, clip: Path, name: str, program: int | None = None) -> 
 
 def with_vector(bundle: Bundle, learned: LearnedStyle, vector: NDArray[np.float32]) -> LearnedStyle:
     """The same style with another vector, its loudness measured anew."""
-    lufs = round(measure_loudness_lufs(bundle, vector), 2)
+    lufs = _loudness_lufs(bundle, vector)
     return replace(
         learned, style=replace(learned.style, vector=tuple(float(value) for value in vector), loudness_lufs=lufs)
     )

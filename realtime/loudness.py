@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from realtime.bundle import Bundle
 from realtime.controls import TARGET_LOUDNESS_LUFS
+from realtime.stream import Stream
 
 SILENT_LUFS = -70.0
 REGISTER_SPEEDS = (0.5, 0.75, 1.0, 1.5, 2.0)
 REGISTER_SECONDS = 6.0
+ROWS_AT_ONCE, HOPS_PER_STEP = 16, 16
 
 
 def loudness_lufs(audio: NDArray[np.float32], sample_rate: int) -> float:
@@ -46,3 +50,25 @@ def reference_playings(sample_rate: int) -> list[NDArray[np.float32]]:
         moved = soxr.resample(start, speed * sample_rate, sample_rate, quality="HQ").astype(np.float32)
         playings.append(at_common_loudness(moved, sample_rate))
     return playings
+
+
+def styles_loudness_lufs(
+    bundle: Bundle, vectors: Sequence[NDArray[np.float32]], playings: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float64]:
+    """[vectors]: how loud the same playings, of one length, are in each style, in the mean of them.
+
+    Through the stream that performs, ROWS_AT_ONCE renderings side by side. Raises BundleError.
+    """
+    renderings = [(vector, playing) for vector in vectors for playing in playings]
+    rows = min(ROWS_AT_ONCE, len(renderings))
+    stream = Stream(bundle, rows, HOPS_PER_STEP)
+    stream.warm_up()
+    loudness: list[float] = []
+    for at in range(0, len(renderings), rows):
+        part = renderings[at : at + rows]
+        filled = [part[row % len(part)] for row in range(rows)]
+        stream.style[:] = np.stack([vector for vector, _ in filled])
+        stream.reset()
+        made = stream.play(np.stack([playing for _, playing in filled]))
+        loudness += [loudness_lufs(out, bundle.manifest.spectral.sample_rate) for out in made[: len(part)]]
+    return np.reshape(loudness, (len(vectors), len(playings))).mean(axis=1)

@@ -15,7 +15,17 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor  # noqa: E402
 
-from training.models.classifier import StyleClassifier, coloured, hit_rate, in_chorus, style_loss  # noqa: E402
+from training.models.classifier import (  # noqa: E402
+    RANGE_DB,
+    SpectrogramClassifier,
+    StyleClassifier,
+    at_other_speeds,
+    attacked,
+    coloured,
+    hit_rate,
+    in_chorus,
+    style_loss,
+)
 from training.models.critic import COSTS, Critic, Verdict, critic_loss, deception_loss, feature_loss  # noqa: E402
 from training.models.encoder import StyleEncoder  # noqa: E402
 from training.models.spectrogram import RelativeMel, RelativeMelPower  # noqa: E402
@@ -167,6 +177,18 @@ def test_colours_differ_each_time() -> None:
     assert float((again - once).abs().mean()) > 0.05
 
 
+def test_sounds_at_other_speeds_keep_their_shape_at_another_pitch() -> None:
+    random = torch.Generator().manual_seed(0)
+    tone = torch.sin(2 * math.pi * 1000.0 * torch.arange(RATE) / RATE)
+    heard = at_other_speeds(tone.repeat(16, 1), 4.0, random)
+    assert heard.shape == (16, int((RATE - 1) / 2 ** (4 / 12)))
+    spectrum = torch.fft.rfft(heard * torch.hann_window(heard.shape[1])).abs()
+    hz = spectrum.argmax(dim=1) * RATE / heard.shape[1]
+    semitones = 12 * torch.log2(hz / 1000.0)
+    assert float(semitones.min()) >= -4.1 and float(semitones.max()) <= 4.1 and float(semitones.std()) > 1.0
+    assert float(spectrum.amax(dim=1).square().min() / spectrum.square().sum(dim=1).max()) > 0.3
+
+
 def test_a_classifier_learns_from_real_sounds_which_is_which() -> None:
     torch.manual_seed(0)
     classifier, random = StyleClassifier(RATE, 2), torch.Generator().manual_seed(0)
@@ -177,6 +199,19 @@ def test_a_classifier_learns_from_real_sounds_which_is_which() -> None:
         style_loss(classifier(real, random).scores, style).mean().backward()
         optimiser.step()
     assert float(hit_rate(classifier(0.01 * real, random).scores, style)) == 1.0
+
+
+def test_an_attack_misleads_more_than_hiss_as_loud_and_stays_within_its_decibels() -> None:
+    torch.manual_seed(0)
+    part, random = SpectrogramClassifier(RATE, 1024, 64, 2), torch.Generator().manual_seed(0)
+    real, style = torch.cat([note("alto_sax_a3", 0.4), note("vibraphone_418hz", 0.4)]), torch.tensor([0, 1])
+    seen = coloured(part.power(real), random)
+    misled = attacked(part, seen, style, 3.0, random)
+    most = 3.0 * 2.0 / RANGE_DB
+    assert float((misled - seen).abs().max()) == pytest.approx(most, rel=1e-4)
+    hiss = seen + most * (2.0 * torch.rand(seen.shape, generator=random) - 1.0).sign()
+    losses = [style_loss(part.judge_seen(each, random)[1][None], style).mean().item() for each in (seen, hiss, misled)]
+    assert losses[2] > max(losses[:2]) + 0.5 * abs(losses[1] - losses[0])
 
 
 def test_of_several_classifiers_each_resolution_has_one_drawn_each_time() -> None:

@@ -134,6 +134,15 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
             "[loss]\nms_ssim = 1\n[data]\nsegment_seconds = 0.2\n",
             "loss.ms_ssim: needs data.segment_seconds of at least 0.256, got 0.2",
         ),
+        (
+            "[adversary]\nattacked_classifiers = 1\n",
+            "adversary.attacked_classifiers: needs adversary.pretraining_phrases above zero",
+        ),
+        (
+            "[adversary]\nweight = 1\nstyle_weight = 1\npretraining_phrases = 4\nattacked_classifiers = 2\n",
+            "adversary.attacked_classifiers: must be at most adversary.classifiers, 1, got 2",
+        ),
+        ("[adversary]\nspeed_semitones = 25\n", "adversary.speed_semitones: must be at most 24, got 25"),
         ("[adversary]\nloss = 'wasserstein'\n", "adversary.loss: must be one of hinge, least_squares, bce"),
         ("[trainer]\nseed = 4294967296\n", "trainer.seed: must be at most 4294967295, got 4294967296"),
         ("[trainer]\naverage_decay = 1\n", "trainer.average_decay: must lie between 0 and 1, 1 not included; got 1"),

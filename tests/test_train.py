@@ -382,7 +382,8 @@ PRETRAINED = "[adversary]\nweight = 0.3\nstyle_weight = 0.7\npretraining_phrases
 
 
 def test_classifiers_that_learned_before_the_run_teach_and_stay_as_they_are(place: Path) -> None:
-    recipe = edited(place, ("[optimiser]", f"{PRETRAINED}classifiers = 2\n[optimiser]"), ("steps = 6", "steps = 3"))
+    two = "classifiers = 2\nattacked_classifiers = 1\nspeed_semitones = 4\n"
+    recipe = edited(place, ("[optimiser]", f"{PRETRAINED}{two}[optimiser]"), ("steps = 6", "steps = 3"))
     library, told = recordings(place, recipe), []
     (place / "cache").mkdir(exist_ok=True)
     teachers = prepare_teachers(recipe, library, place / "cache", lambda what, *_: told.append(what))
@@ -392,6 +393,13 @@ def test_classifiers_that_learned_before_the_run_teach_and_stay_as_they_are(plac
     assert len(learned) == 6 and not torch.equal(learned[0], learned[3])  # each for itself
     assert teachers.witness is None  # so few recordings make no recogniser
     assert teachers.known > 0.6  # sax and vibraphone are not hard to tell apart
+    unattacked = dataclasses.replace(recipe.adversary, attacked_classifiers=0)
+    others = prepare_teachers(
+        dataclasses.replace(recipe, adversary=unattacked), library, place / "cache", lambda what, *_: told.append(what)
+    )
+    assert others is not None
+    mild = [value for name, value in others.classifier.state_dict().items() if name.endswith("score.bias")]
+    assert [torch.equal(a, b) for a, b in zip(learned, mild, strict=True)] == [True] * 3 + [False] * 3
     again = prepare_teachers(recipe, library, place / "cache", lambda *_: pytest.fail("learned twice"))
     assert again is not None and again.known == teachers.known
     options = RunOptions(place / "run", accelerator="cpu", devices="1", progress=False)

@@ -262,6 +262,9 @@ class AdversaryConfig:
     head_start_steps: int = 0  # from there on the critic learns alone, while the generator stands still
     pretraining_phrases: int = 0  # of each style, from which the classifier learns before the run; zero: beside it
     classifiers: int = 1  # that learned apart and take turns in judging
+    attacked_classifiers: int = 0  # of them, that learned from sounds made misleading
+    attack_db: float = 1.0  # by so much at most at each place of what they heard
+    speed_semitones: float = 0.0  # up to so much faster or slower than it was made does the classifier hear a sound
     witness: bool = True  # with pretraining, a recogniser learns too, which never teaches and chooses best.ckpt
     learning_rate: float = 5e-4  # of critic and classifier
 
@@ -270,7 +273,9 @@ class AdversaryConfig:
         if self.loss not in ADVERSARIAL_LOSSES:
             raise ValueError(f"adversary.loss: must be one of {', '.join(ADVERSARIAL_LOSSES)}, got '{self.loss}'")
         _at_least(self, at, 0, "weight", "feature_weight", "style_weight", "likeness_weight", "start_step")
-        _at_least(self, at, 0, "head_start_steps", "pretraining_phrases")
+        _at_least(self, at, 0, "head_start_steps", "pretraining_phrases", "attacked_classifiers", "attack_db")
+        _at_least(self, at, 0, "speed_semitones")
+        _at_most(self, at, 24, "speed_semitones")
         _at_least(self, at, 1, "classifiers")
         _chances(self, at, "cross_share", "blend_share")
         if self.learning_rate <= 0:
@@ -280,6 +285,13 @@ class AdversaryConfig:
                 raise ValueError(f"adversary.{name}: needs adversary.weight above zero")
         if self.pretraining_phrases and not self.style_weight:
             raise ValueError("adversary.pretraining_phrases: needs adversary.style_weight above zero")
+        if self.attacked_classifiers and not self.pretraining_phrases:
+            raise ValueError("adversary.attacked_classifiers: needs adversary.pretraining_phrases above zero")
+        if self.attacked_classifiers > self.classifiers:
+            raise ValueError(
+                f"adversary.attacked_classifiers: must be at most adversary.classifiers, {self.classifiers}, "
+                f"got {self.attacked_classifiers}"
+            )
         if self.likeness_weight and not self.pretraining_phrases:
             raise ValueError(
                 "adversary.likeness_weight: needs adversary.pretraining_phrases above zero; a classifier that still "
@@ -689,6 +701,7 @@ def quick_look(recipe: Recipe) -> Recipe:
             head_start_steps=min(adversary.head_start_steps, 2),
             pretraining_phrases=min(adversary.pretraining_phrases, 4),
             classifiers=1,
+            attacked_classifiers=min(adversary.attacked_classifiers, 1),
             witness=False,
         ),
         optimiser=dataclasses.replace(recipe.optimiser, warmup_steps=min(recipe.optimiser.warmup_steps, 4)),

@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -82,10 +82,18 @@ def prepare_teachers(
     """Those of this recipe and its recordings, if it wants any; learned once and kept in ``cache``."""
     if not recipe.adversary.pretraining_phrases:
         return None
-    pretraining = Pretraining(recipe.adversary.pretraining_phrases, seed=recipe.trainer.seed)
+    adversary = recipe.adversary
+    usual = Pretraining(adversary.pretraining_phrases, seed=recipe.trainer.seed)
+    lessons = [
+        replace(
+            usual,
+            seed=usual.seed + voice,
+            attack_db=adversary.attack_db if voice >= adversary.classifiers - adversary.attacked_classifiers else 0.0,
+        )
+        for voice in range(adversary.classifiers)
+    ]
     splits = [(style.train, (*style.validation, *style.test)) for style in library.styles]
-    rate, voices = recipe.spectral.sample_rate, recipe.adversary.classifiers
-    classifier, known = load_or_pretrain(splits, rate, pretraining, cache, progress, voices)
+    classifier, known = load_or_pretrain(splits, recipe.spectral.sample_rate, lessons, cache, progress)
     groups = {style.id: (*style.train, *style.validation, *style.test) for style in library.styles}
     witness = None
     if recipe.adversary.witness and all(is_class(group) for group in groups.values()):

@@ -8,7 +8,6 @@ generator, or before it from thousands of phrases laid from recordings, and then
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -54,6 +53,21 @@ def played_elsewhere(power: Tensor, random: torch.Generator) -> Tensor:
     loudest = power.detach().amax(dim=(1, 2), keepdim=True)
     grain = -torch.log(torch.rand(power.shape, generator=random, device=power.device).clamp_min(1e-6))
     return power + loudest * 10.0 ** (_uniform(random, *FLOOR_DB, batch, 1, 1) / 10.0) * grain
+
+
+def at_other_speeds(audio: Tensor, semitones: float, random: torch.Generator) -> Tensor:
+    """audio [batch, samples], each row at another tape speed, up to so much slower or faster: [batch, fewer samples].
+
+    Straight lines between samples are enough for ears that hear hiss with everything.
+    """
+    batch, samples = audio.shape
+    speeds = 2.0 ** (_uniform(random, -semitones, semitones, batch, 1) / 12.0)
+    heard = int((samples - 1) / 2.0 ** (semitones / 12.0))
+    spare = samples - 1 - (heard - 1) * speeds
+    place = _uniform(random, 0.0, 1.0, batch, 1) * spare + torch.arange(heard, device=audio.device) * speeds
+    before = place.long().clamp(0, samples - 2)
+    share = (place - before).to(audio.dtype)
+    return audio.gather(1, before) * (1.0 - share) + audio.gather(1, before + 1) * share
 
 
 def hidden_stretch(batch: int, count: int, random: torch.Generator) -> Tensor:
@@ -118,7 +132,11 @@ class SpectrogramClassifier(nn.Module):
 
     def judge(self, power: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Mel power [batch, bands, frames] -> as ``forward``."""
-        x = self.convolutions(coloured(power, random)).flatten(1, 2)  # [batch, features, places]
+        return self.judge_seen(coloured(power, random), random)
+
+    def judge_seen(self, seen: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What ``coloured`` made [batch, 1, bands, frames] -> as ``forward``."""
+        x = self.convolutions(seen).flatten(1, 2)  # [batch, features, places]
         x = torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
         kept = torch.rand(x.shape, generator=random, device=x.device) >= DROPOUT
         return self.score(x * kept / (1.0 - DROPOUT)), self.score(x)
@@ -183,6 +201,7 @@ class Pretraining:
     learning_rate: float = 3e-3
     shortest_share: float = 0.3  # of a phrase that is heard at a time, at least
     room_chance: float = 0.35
+    attack_db: float = 0.0  # each place may be turned up or down by so much, the way that misleads most
     test_phrases_per_style: int = 16
     seed: int = 0
 
@@ -203,45 +222,91 @@ def pretrain_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         classifier = StyleClassifier(sample_rate, len(styles))
-    drawing = RecogniserConfig(seed=config.seed, room_chance=config.room_chance)
     parts: list[SpectrogramClassifier] = list(classifier.parts)  # pyright: ignore[reportAssignmentType]
+    pools, target = _laid_phrases(
+        parts, [learned_from for learned_from, _ in styles], sample_rate, config, random, progress
+    )
+    steps = config.passes * max(1, len(target) // config.batch)
+    for number, part in enumerate(parts):
+        told = progress and (
+            lambda done, at=number: progress("training the classifier", at * steps + done, steps * len(parts))
+        )
+        _teach(part, pools.pop(0), target, config, generator, told)
+    return classifier, _known_phrases(classifier, styles, sample_rate, config, random)
+
+
+def _laid_phrases(
+    parts: Sequence[SpectrogramClassifier],
+    styles: Sequence[Sequence[Recording]],
+    sample_rate: int,
+    config: Pretraining,
+    random: np.random.Generator,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[list[Tensor], Tensor]:
+    """Phrases as each part hears them, mel power [phrases, bands, frames], and their styles [phrases]."""
+    drawing = RecogniserConfig(seed=config.seed, room_chance=config.room_chance)
     pools: list[list[Tensor]] = [[] for _ in parts]
     labels: list[int] = []
-    in_all = config.phrases_per_style * len(styles)
     for _ in range(config.phrases_per_style):
-        for label, (learned_from, _) in enumerate(styles):
-            phrase = draw_phrase(learned_from, drawing, random, sample_rate)
+        for label, recordings in enumerate(styles):
+            phrase = draw_phrase(recordings, drawing, random, sample_rate)
             if random.uniform() < config.room_chance:
                 phrase = in_a_room(phrase, random, sample_rate)
             for part, pool in zip(parts, pools, strict=True):
                 pool.append(part.power(torch.from_numpy(phrase)[None]).half())
             labels.append(label)
             if progress and len(labels) % 16 == 0:
-                progress("laying phrases for the classifier", len(labels), in_all)
-    target = torch.tensor(labels)
-    rounds = max(1, len(labels) // config.batch)
-    steps, done = config.passes * rounds, 0
-    for number, (part, pool) in enumerate(zip(parts, pools, strict=True)):
-        powers = torch.cat(pool)
-        pools[number] = []
-        optimiser = torch.optim.AdamW(part.parameters(), config.learning_rate, weight_decay=0.02)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps)
-        for _ in range(config.passes):
-            order = torch.randperm(len(labels), generator=generator)
-            for rows in order.tensor_split(rounds):
-                share = float(_uniform(generator, config.shortest_share, 1.0, 1))
-                frames = round(share * powers.shape[-1])
-                start = int(torch.randint(powers.shape[-1] - frames + 1, (), generator=generator))
-                scores, _ = part.judge(powers[rows, :, start : start + frames].float(), generator)
-                loss = style_loss(scores[None], target[rows]).mean()
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                done += 1
-                if progress and done % 8 == 0:
-                    progress("training the classifier", done, steps * len(parts))
-    return classifier, _known_phrases(classifier, styles, sample_rate, config, random)
+                progress("laying phrases for the classifier", len(labels), config.phrases_per_style * len(styles))
+    return [torch.cat(pool) for pool in pools], torch.tensor(labels)
+
+
+def _teach(
+    part: SpectrogramClassifier,
+    powers: Tensor,
+    target: Tensor,
+    config: Pretraining,
+    generator: torch.Generator,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Train one part on mel power [phrases, bands, frames] of the styles ``target`` [phrases]."""
+    rounds = max(1, len(target) // config.batch)
+    optimiser = torch.optim.AdamW(part.parameters(), config.learning_rate, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.passes * rounds)
+    done = 0
+    for _ in range(config.passes):
+        order = torch.randperm(len(target), generator=generator)
+        for rows in order.tensor_split(rounds):
+            share = float(_uniform(generator, config.shortest_share, 1.0, 1))
+            frames = round(share * powers.shape[-1])
+            start = int(torch.randint(powers.shape[-1] - frames + 1, (), generator=generator))
+            seen = coloured(powers[rows, :, start : start + frames].float(), generator)
+            if config.attack_db:
+                seen = attacked(part, seen, target[rows], config.attack_db, generator)
+            scores, _ = part.judge_seen(seen, generator)
+            loss = style_loss(scores[None], target[rows]).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            done += 1
+            if progress and done % 8 == 0:
+                progress(done)
+
+
+def attacked(
+    part: SpectrogramClassifier, seen: Tensor, style: Tensor, attack_db: float, generator: torch.Generator
+) -> Tensor:
+    """``seen`` with every place up to ``attack_db`` off, so that ``part`` is misled: one step from a random place.
+
+    A classifier that learned so cannot be pleased by quirks too small to hear, and the way that it points to a style
+    leads through sounds that others take for it, too (Wong, Rice and Kolter, "Fast is better than free", 2020;
+    Santurkar et al., "Image synthesis with a single (robust) classifier", 2019).
+    """
+    most = 2.0 * attack_db / RANGE_DB
+    offset = _uniform(generator, -most, most, *seen.shape).requires_grad_()
+    scores, _ = part.judge_seen(seen + offset, generator)
+    (slope,) = torch.autograd.grad(style_loss(scores[None], style).sum(), offset)
+    return seen + (offset.detach() + 1.25 * most * slope.sign()).clamp(-most, most)
 
 
 def _known_phrases(
@@ -267,21 +332,19 @@ def _known_phrases(
 def load_or_pretrain(
     styles: Sequence[tuple[Sequence[Recording], Sequence[Recording]]],
     sample_rate: int,
-    config: Pretraining,
+    lessons: Sequence[Pretraining],
     cache_folder: Path,
     progress: Callable[[str, int, int], None] | None = None,
-    voices: int = 1,
 ) -> tuple[StyleClassifier, float]:
     """What ``pretrain_classifier`` makes, from the cache if it was made before of the same recordings by this code.
 
-    So many ``voices``, each from phrases of its own; the share is the mean of theirs.
+    One voice for each of ``lessons``; the share is the mean of theirs.
     """
     pretrained: list[tuple[StyleClassifier, float]] = []
-    for voice in range(voices):
-        of = f" {voice + 1} of {voices}" if voices > 1 else ""
+    for voice, config in enumerate(lessons):
+        of = f" {voice + 1} of {len(lessons)}" if len(lessons) > 1 else ""
         told = progress and (lambda what, done, total, of=of: progress(what + of, done, total))
-        of_its_own = dataclasses.replace(config, seed=config.seed + voice)
-        pretrained.append(_load_or_pretrain_voice(styles, sample_rate, of_its_own, cache_folder, told))
+        pretrained.append(_load_or_pretrain_voice(styles, sample_rate, config, cache_folder, told))
     known = float(np.mean([share for _, share in pretrained]))
     return in_chorus([one for one, _ in pretrained], sample_rate, len(styles)), known
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training.models.classifier import Opinion, StyleClassifier, hit_rate, style_loss
+from training.models.classifier import Opinion, StyleClassifier, at_other_speeds, hit_rate, style_loss
 from training.models.critic import Critic, Verdict, critic_loss, deception_loss, feature_loss
 from training.objectives.likeness import StyleMemory
 from training.recipe import AdversaryConfig
@@ -83,6 +83,8 @@ def hear_judges(
         total = total + config.feature_weight * (features * (both & ~heard.crossed)).mean()
     if classifier is not None:
         random = torch.Generator(device=made.device).manual_seed(seed)
+        if config.speed_semitones:
+            made, real = (at_other_speeds(audio, config.speed_semitones, random) for audio in (made, real))
         if not config.pretraining_phrases:
             known = classifier(real, random).scores
             total = total + (style_loss(known, heard.real_style) * real_heard).mean()
