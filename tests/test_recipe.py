@@ -142,6 +142,10 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
             "[adversary]\nweight = 1\nstyle_weight = 1\npretraining_phrases = 4\nattacked_classifiers = 2\n",
             "adversary.attacked_classifiers: must be at most adversary.classifiers, 1, got 2",
         ),
+        (
+            "[adversary]\nswitching = true\n",
+            "adversary.switching: needs adversary.weight, objective = 'restore', data.segments_in_a_row above 1",
+        ),
         ("[adversary]\nspeed_semitones = 25\n", "adversary.speed_semitones: must be at most 24, got 25"),
         ("[adversary]\nloss = 'wasserstein'\n", "adversary.loss: must be one of hinge, least_squares, bce"),
         ("[trainer]\nseed = 4294967296\n", "trainer.seed: must be at most 4294967295, got 4294967296"),

@@ -1037,6 +1037,34 @@ def test_segments_in_a_row_are_one_excerpt_and_the_model_remembers_it(place: Pat
     assert asked[0][1] is None and not asked[2][1].body.cell.requires_grad
 
 
+def test_of_segments_in_a_row_each_may_become_another_style(place: Path) -> None:
+    changes = ["data.segments_in_a_row=3", "adversary.weight=0.3", "adversary.cross_share=0.5"]
+    played: dict[bool, list[list[bool]]] = {}
+    for switching in (False, True):
+        recipe = load_recipe(place / "tiny.toml", [*changes, f"adversary.switching={str(switching).lower()}"])
+        library = recordings(place, recipe)
+        batches = TrainingBatches([ExcerptSampler(style.train, recipe.data) for style in library.styles], recipe, 0, 0)
+        module = RestoreObjective(recipe, {})
+        module.log = module.log_dict = lambda *_, **__: None  # pyright: ignore[reportAttributeAccessIssue]
+        module._trainer = SimpleNamespace(world_size=1, global_step=0)  # pyright: ignore[reportAttributeAccessIssue]
+        crossed: list[list[bool]] = []
+        draw = module._crossed
+
+        def noted(style: Tensor, random: torch.Generator, draw: Any = draw, crossed: Any = crossed) -> Any:
+            drawn = draw(style, random)
+            crossed.append(drawn[1].tolist())
+            return drawn
+
+        module._crossed = noted  # pyright: ignore[reportAttributeAccessIssue]
+        for step in range(12):
+            module.training_step(batches.batch(step), step)
+        assert module._excerpt is not None and module._excerpt.state is not None
+        played[switching] = crossed
+    rows = [played[False][at : at + 3] for at in range(0, 12, 3)]
+    assert all(row[0] == row[1] == row[2] for row in rows)
+    assert any(played[True][at] != played[True][at + 1] for at in range(0, 12, 3))
+
+
 def test_a_run_that_goes_on_within_an_excerpt_remembers_its_beginning(place: Path) -> None:
     recipe = load_recipe(place / "tiny.toml", ["data.segments_in_a_row=3", "model.body=lstm"])
     library = recordings(place, recipe)

@@ -258,6 +258,7 @@ class AdversaryConfig:
     likeness_weight: float = 0.0  # of being spread, in the classifier's scores, as the style's recordings are
     cross_share: float = 0.4  # of rows that are to become another style; only judges and their level judge them
     blend_share: float = 0.0  # of those, to become a blend of styles; only level and playing judge them
+    switching: bool = False  # of segments in a row each becomes a style of its own, as on stage
     start_step: int = 0  # up to here the generator learns alone
     head_start_steps: int = 0  # from there on the critic learns alone, while the generator stands still
     pretraining_phrases: int = 0  # of each style, from which the classifier learns before the run; zero: beside it
@@ -430,6 +431,10 @@ class Recipe:
             raise ValueError(
                 "style.cross_weight: is for rows that become another style; needs adversary.weight, and "
                 "objective = 'restore'"
+            )
+        if self.adversary.switching and not (crosses and self.data.segments_in_a_row > 1):
+            raise ValueError(
+                "adversary.switching: needs adversary.weight, objective = 'restore', data.segments_in_a_row above 1"
             )
         if self.loss.steadiness and self.model.answer == "spectrum":
             raise ValueError("loss.steadiness: holds gains still, and model.answer = 'spectrum' has none; set it to 0")

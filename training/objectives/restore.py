@@ -41,6 +41,7 @@ TONE_ROWS, TONE_SECONDS = 4, 0.4
 JUDGES = ("critic.", "classifier.")
 AS_IS_SHARE = 0.5  # of crossed rows: on stage nothing is disguised
 TOGETHER_SHARE = 0.3  # of those
+SEGMENT_SEEDS = 1_000_003  # from the draws of one segment to those of the next, where each has its own
 STYLE_ROWS = ("styles.weight", ".score.weight", ".score.bias")  # names of weights that have one row per style end so
 OPTIONAL_PARTS = ("encoder.", "average_encoder.", *JUDGES)  # a recipe may bring them into a run or leave them out
 
@@ -202,7 +203,10 @@ class RestoreObjective(Objective):
         return Pair(pair.input[:, here], pair.target[:, here]), self._excerpt.state
 
     def _remembered(self, batch: Batch, crossed: Tensor, vectors: Tensor, drawn: Tensor) -> Any:
-        """What the model remembers of the segments before; ``drawn``: the random state at which they were heard."""
+        """What the model remembers of the segments before; ``drawn``: the random state at which they were heard.
+
+        Where styles switch, as if they had been of this segment's style, too: a run that goes on does so once.
+        """
         assert self._excerpt is not None
         past, pair = slice(0, batch.segment * self.recipe.segment_samples), self._excerpt.pair
         random = torch.Generator()
@@ -228,7 +232,8 @@ class RestoreObjective(Objective):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         del batch_idx
         pair, state = self._segment(batch)
-        random = torch.Generator().manual_seed(batch.seed + 1)
+        switched = batch.segment * SEGMENT_SEEDS if self.recipe.adversary.switching else 0
+        random = torch.Generator().manual_seed(batch.seed + 1 + switched)
         style, crossed, told_by = self._crossed(batch.style, random)
         vectors, anchor = self._style_vectors(batch.raw, batch.style, style, told_by)
         vectors, blended = self._blended(vectors, crossed, random)
