@@ -1050,7 +1050,7 @@ def test_of_segments_in_a_row_each_may_become_another_style(place: Path) -> None
         crossed: list[list[bool]] = []
         draw = module._crossed
 
-        def noted(style: Tensor, random: torch.Generator, draw: Any = draw, crossed: Any = crossed) -> Any:
+        def noted(style: Tensor, random: Any, draw: Any = draw, crossed: Any = crossed) -> Any:
             drawn = draw(style, random)
             crossed.append(drawn[1].tolist())
             return drawn
