@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime.bundle import Bundle
 from realtime.controls import TARGET_LOUDNESS_LUFS
-from realtime.stream import Stream
+
+if TYPE_CHECKING:
+    from realtime.bundle import Bundle
 
 SILENT_LUFS = -70.0
 REGISTER_SPEEDS = (0.5, 0.75, 1.0, 1.5, 2.0)
@@ -59,6 +61,8 @@ def styles_loudness_lufs(
 
     Through the stream that performs, ROWS_AT_ONCE renderings side by side. Raises BundleError.
     """
+    from realtime.stream import Stream  # brings onnxruntime along, which loudness alone does without
+
     renderings = [(vector, playing) for vector in vectors for playing in playings]
     rows = min(ROWS_AT_ONCE, len(renderings))
     stream = Stream(bundle, rows, HOPS_PER_STEP)
