@@ -251,8 +251,8 @@ def _with_measured_levels(
 ) -> Manifest:
     """The bundle's manifest, saying how loud its styles and their blends are."""
     loudness = styles_loudness_lufs(bundle, vectors, playings)
-    losses = _blend_losses_lu(bundle, playings[BLENDED], vectors)
-    styles = zip(bundle.manifest.styles, loudness, strict=True)
+    losses = _blend_losses_lu(bundle, playings[BLENDED], vectors, loudness[:, BLENDED].mean(axis=1))
+    styles = zip(bundle.manifest.styles, loudness.mean(axis=1), strict=True)
     return replace(
         bundle.manifest,
         styles=tuple(replace(style, loudness_lufs=round(float(lufs), 2)) for style, lufs in styles),
@@ -261,15 +261,20 @@ def _with_measured_levels(
 
 
 def _blend_losses_lu(
-    bundle: Bundle, playings: Sequence[NDArray[np.float32]], vectors: Sequence[NDArray[np.float32]]
+    bundle: Bundle,
+    playings: Sequence[NDArray[np.float32]],
+    vectors: Sequence[NDArray[np.float32]],
+    alone: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """[styles, styles]: by how many LU the even blend of two is quieter than both in the mean; none for many styles."""
+    """[styles, styles]: by how many LU the even blend of two is quieter than both in the mean; none for many styles.
+
+    ``alone`` [styles]: how loud the same playings are in each.
+    """
     count = len(vectors)
     if not 2 <= count <= MOST_BLENDED_STYLES:
         return np.zeros((0, 0))
     pairs = [(i, j) for i in range(count) for j in range(i)]
-    alone = styles_loudness_lufs(bundle, vectors, playings)
-    blends = styles_loudness_lufs(bundle, [0.5 * (vectors[i] + vectors[j]) for i, j in pairs], playings)
+    blends = styles_loudness_lufs(bundle, [0.5 * (vectors[i] + vectors[j]) for i, j in pairs], playings).mean(axis=1)
     losses = np.zeros((count, count))
     for (i, j), blended in zip(pairs, blends, strict=True):
         losses[i, j] = losses[j, i] = 0.5 * (alone[i] + alone[j]) - blended

@@ -115,7 +115,7 @@ def _loudness_lufs(bundle: Bundle, vector: NDArray[np.float32]) -> float:
     from realtime.loudness import reference_playings, styles_loudness_lufs
 
     playings = reference_playings(bundle.manifest.spectral.sample_rate)
-    return round(float(styles_loudness_lufs(bundle, [vector], playings)[0]), 2)
+    return round(float(styles_loudness_lufs(bundle, [vector], playings).mean()), 2)
 
 
 def learn(bundle: Bundle, clip: Path, name: str, program: int | None = None) -> LearnedStyle:

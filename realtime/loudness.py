@@ -57,7 +57,7 @@ def reference_playings(sample_rate: int) -> list[NDArray[np.float32]]:
 def styles_loudness_lufs(
     bundle: Bundle, vectors: Sequence[NDArray[np.float32]], playings: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.float64]:
-    """[vectors]: how loud the same playings, of one length, are in each style, in the mean of them.
+    """[vectors, playings]: how loud each of the same playings, of one length, is in each style.
 
     Through the stream that performs, ROWS_AT_ONCE renderings side by side. Raises BundleError.
     """
@@ -75,4 +75,4 @@ def styles_loudness_lufs(
         stream.reset()
         made = stream.play(np.stack([playing for _, playing in filled]))
         loudness += [loudness_lufs(out, bundle.manifest.spectral.sample_rate) for out in made[: len(part)]]
-    return np.reshape(loudness, (len(vectors), len(playings))).mean(axis=1)
+    return np.reshape(loudness, (len(vectors), len(playings)))

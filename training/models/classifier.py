@@ -128,11 +128,7 @@ class SpectrogramClassifier(nn.Module):
 
         Colours and what is dropped are drawn from ``random``.
         """
-        return self.judge(self.power(audio), random)
-
-    def judge(self, power: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Mel power [batch, bands, frames] -> as ``forward``."""
-        return self.judge_seen(coloured(power, random), random)
+        return self.judge_seen(coloured(self.power(audio), random), random)
 
     def judge_seen(self, seen: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """What ``coloured`` made [batch, 1, bands, frames] -> as ``forward``."""
@@ -257,7 +253,7 @@ def _laid_phrases(
             labels.append(label)
             if progress and len(labels) % 16 == 0:
                 progress("laying phrases for the classifier", len(labels), config.phrases_per_style * len(styles))
-    return [torch.cat(pool) for pool in pools], torch.tensor(labels)
+    return [torch.cat(pools.pop(0)) for _ in parts], torch.tensor(labels)  # each freed before the next
 
 
 def _teach(
