@@ -134,6 +134,19 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
             "[loss]\nms_ssim = 1\n[data]\nsegment_seconds = 0.2\n",
             "loss.ms_ssim: needs data.segment_seconds of at least 0.256, got 0.2",
         ),
+        ("[adversary]\nrecognisers = ['a']\n", "adversary.recognisers: need adversary.style_weight above zero"),
+        (
+            "[adversary]\nweight = 1\nstyle_weight = 1\nclassifiers = 0\n",
+            "adversary.classifiers: none, and no adversary.recognisers; one of them has to know styles",
+        ),
+        (
+            "[adversary]\nweight = 1\nstyle_weight = 1\nclassifiers = 0\nrecognisers = ['a']\npretraining_phrases = 1\n",
+            "adversary.pretraining_phrases: needs adversary.classifiers above zero",
+        ),
+        (
+            "[adversary]\nweight = 1\nstyle_weight = 1\nrecognisers = ['a']\nlikeness_weight = 4\n",
+            "adversary.likeness_weight: needs adversary.pretraining_phrases above zero; a classifier that still learns",
+        ),
         (
             "[adversary]\nattacked_classifiers = 1\n",
             "adversary.attacked_classifiers: needs adversary.pretraining_phrases above zero",

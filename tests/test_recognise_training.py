@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -22,12 +23,20 @@ from export.verify import MINIMUM_HOPS, TOLERANCE, VerifyError  # noqa: E402
 from realtime.bundle import Golden, read_bundle  # noqa: E402
 from realtime.cli import app  # noqa: E402
 from realtime.recognise import Recogniser, recognise_file  # noqa: E402
-from tests.conftest import SAX_STYLE, VIBRAPHONE_STYLE, write_notes  # noqa: E402
-from training.checkpoint import load_recogniser  # noqa: E402
+from tests.conftest import CLIPS, SAX_STYLE, VIBRAPHONE_STYLE, tiny_recipe, write_notes  # noqa: E402
+from training.checkpoint import (  # noqa: E402
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_KEY,
+    CheckpointError,
+    load_recogniser,
+    read_checkpoint,
+)
 from training.library import load_library  # noqa: E402
+from training.models.recogniser_judge import RecogniserJudge  # noqa: E402
 from training.models.streaming_recogniser import StreamingRecogniser  # noqa: E402
 from training.objectives.recognise import RecogniseObjective, at_speeds, fit_temperature  # noqa: E402
 from training.recipe import RecipeError, load_recipe  # noqa: E402
+from training.train import RunOptions, prepare_teachers, read_judges, run_training  # noqa: E402
 
 RECIPE = f"""
 name = "tiny"
@@ -242,3 +251,99 @@ def test_a_tone_at_another_speed_is_a_tone_of_another_pitch(semitones: float) ->
     expected = torch.sin(2 * math.pi * 200.0 * 2.0 ** (semitones / 12.0) * torch.arange(samples) / rate)
     # The last sample of one is the last of the other, so the end is off by up to a sample and a half: 0.04 radians.
     assert float((moved[0] - expected).abs().max()) < 0.05
+
+
+JUDGED = """[adversary]
+weight = 0.3
+style_weight = 0.7
+likeness_weight = 1.0
+classifiers = 0
+recognisers = ["run/best.ckpt"]
+[trainer]
+steps = 3
+batch_size = 4
+validation_every_steps = 3
+validation_segments = 1
+log_every_steps = 1
+"""
+
+
+def test_a_recogniser_that_learned_judges_the_styles_of_a_run(trained: Trained) -> None:
+    net = load_recogniser(Path(trained.said["best_checkpoint"])).recogniser
+    judge = RecogniserJudge(net, ["sax", "vibraphone"], ["vibraphone", "sax"])
+    alone = RecogniserJudge(net, ["sax", "vibraphone"], ["vibraphone"])
+    random = torch.Generator()
+    for row, clip in enumerate(("vibraphone_418hz", "alto_sax_a3")):
+        audio, _ = soundfile.read(CLIPS / f"{clip}.flac", dtype="float32", frames=24_000)
+        heard = torch.from_numpy(audio).requires_grad_()
+        scores = judge(heard.expand(8, -1), random.manual_seed(0))
+        assert float((scores.argmax(dim=1) == row).float().mean()) > 0.6
+        assert torch.equal(alone(heard.expand(8, -1), random.manual_seed(0)), scores[:, :1])
+        (slope,) = torch.autograd.grad(scores[:, row].sum(), heard)
+        assert bool(torch.isfinite(slope).all()) and float(slope.abs().max()) > 0.0
+    assert not any(weight.requires_grad for weight in judge.parameters())
+
+
+def test_recognisers_teach_a_run_in_place_of_classifiers(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run.toml").write_text(f"{tiny_recipe(0.1)}{JUDGED}{SAX_STYLE}{VIBRAPHONE_STYLE}")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(trained.place)
+    recipe = load_recipe(tmp_path / "run.toml")
+    library = load_library(recipe.style, trained.place, recipe.data, recipe.spectral.sample_rate, tmp_path)
+    teachers = prepare_teachers(recipe, library, tmp_path, lambda *_: pytest.fail("there is nothing to learn"))
+    assert teachers is not None and teachers.classifier is None and len(teachers.recognisers) == 1
+    options = RunOptions(tmp_path / "out", accelerator="cpu", devices="1", progress=False)
+    result = run_training(recipe, library, options, teachers=teachers)
+    stored = read_checkpoint(result.last_checkpoint)["state_dict"]
+    assert not any("classifier" in name or "recogniser" in name for name in stored)
+    assert any(name.startswith("critic.") for name in stored)
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    events.Reload()
+    taken = [event.value for event in events.Scalars("train/style_taken")]
+    assert len(taken) == 3 and all(0.0 <= share <= 1.0 for share in taken)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("run/best.ckpt", "nowhere.ckpt"), "there is no such checkpoint; train one with restyle train"),
+        (("run/best.ckpt", "other/last.ckpt"), "is a run of 'restore'; train one with"),
+        (('id = "sax"', 'id = "oboe"'), "does not know the style 'oboe'; train one with"),
+        (
+            ("[adversary]", "[spectral]\nsample_rate = 44100\n[adversary]"),
+            "hears 48000 Hz and not 44100 Hz; train one with",
+        ),
+    ],
+)
+def test_recognisers_that_cannot_judge_a_run_are_refused_before_it(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, str], message: str
+) -> None:
+    text = f"{tiny_recipe(0.1)}{JUDGED}{SAX_STYLE}{VIBRAPHONE_STYLE}"
+    assert change[0] in text
+    (tmp_path / "run.toml").write_text(text.replace(*change))
+    monkeypatch.chdir(trained.place)
+    if "other" in change[1]:
+        card = {"format": CHECKPOINT_FORMAT, "objective": "restore"}
+        (tmp_path / "other").mkdir()
+        torch.save({CHECKPOINT_KEY: card, "state_dict": {}}, tmp_path / "other/last.ckpt")
+        monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        read_judges(load_recipe(tmp_path / "run.toml"))
+
+
+def test_a_recogniser_that_hears_longer_stretches_than_a_run_makes_is_refused(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = read_checkpoint(Path(trained.said["best_checkpoint"]))
+    spectral = stored[CHECKPOINT_KEY]["recipe"]["spectral"]
+    spectral |= {"hop_samples": 2048, "synthesis_window_samples": 2048, "analysis_window_samples": 4096}
+    (tmp_path / "run").mkdir()
+    torch.save(stored, tmp_path / "run/best.ckpt")
+    text = f"{tiny_recipe(0.1)}{JUDGED}{SAX_STYLE}{VIBRAPHONE_STYLE}"
+    (tmp_path / "run.toml").write_text(text.replace("classifiers = 0", "classifiers = 0\nspeed_semitones = 24"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"hears 2048 samples at a time .* raise data\.segment_seconds"):
+        read_judges(load_recipe(tmp_path / "run.toml"))

@@ -359,7 +359,7 @@ def test_judges_and_generator_learn_each_from_its_own_loss(place: Path) -> None:
     answer = (0.1 * torch.randn(2, 4736, generator=random)).requires_grad_()
     style, crossed = torch.tensor([0, 1]), torch.tensor([False, False])
     heard = Hearing(answer, target, style, style, crossed)
-    total, said = hear_judges(module.critic, module.classifier, module.recipe.adversary, heard, 7)
+    total, said = hear_judges(module.judges, module.recipe.adversary, heard, 7)
     critic, classifier = list(module.critic.parameters()), list(module.classifier.parameters())
     gradients = torch.autograd.grad(total, [answer, *critic, *classifier])
     made = answer.detach().requires_grad_()
@@ -534,7 +534,7 @@ def test_some_crossed_rows_become_a_blend_which_no_judge_hears(place: Path, monk
     heard: list[Tensor] = []
 
     def hear(*args: Any, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        heard.append(args[3].crossed)
+        heard.append(args[2].crossed)
         return hear_judges(*args, **options)
 
     monkeypatch.setattr(restore, "hear_judges", hear)

@@ -7,7 +7,8 @@ tensors, zeros at the start, batch first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -480,3 +481,17 @@ class CausalConvolutions(nn.Module):
             kept.append(heard[:, :, -dilation:])
             x = x + nn.functional.leaky_relu(convolution(heard), 0.1)
         return x.permute(2, 0, 1), ConvolutionsState(torch.cat(kept, dim=2))
+
+
+def on_device(state: Any, device: torch.device) -> Any:
+    """A copy of a state dataclass (nested or not) with its tensors on ``device``."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    return type(state)(**{item.name: on_device(getattr(state, item.name), device) for item in fields(state)})
+
+
+def detached(state: Any) -> Any:
+    """A copy of a state dataclass (nested or not) that gradients do not pass."""
+    if isinstance(state, Tensor):
+        return state.detach()
+    return type(state)(**{item.name: detached(getattr(state, item.name)) for item in fields(state)})

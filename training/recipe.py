@@ -254,18 +254,19 @@ class AdversaryConfig:
     weight: float = 0.0  # of deceiving the critic
     loss: str = "hinge"  # of critic and generator about it: hinge, least_squares or bce
     feature_weight: float = 0.0  # of sounding to the critic's layers as the target does
-    style_weight: float = 0.0  # of being taken for the style meant by a classifier; zero: no classifier
-    likeness_weight: float = 0.0  # of being spread, in the classifier's scores, as the style's recordings are
+    style_weight: float = 0.0  # of being taken for the style meant by classifiers and recognisers; zero: none of them
+    likeness_weight: float = 0.0  # of being spread, in their scores, as the style's recordings are
     cross_share: float = 0.4  # of rows that are to become another style; only judges and their level judge them
     blend_share: float = 0.0  # of those, to become a blend of styles; only level and playing judge them
     switching: bool = False  # of segments in a row each becomes a style of its own, as on stage
     start_step: int = 0  # up to here the generator learns alone
     head_start_steps: int = 0  # from there on the critic learns alone, while the generator stands still
     pretraining_phrases: int = 0  # of each style, from which the classifier learns before the run; zero: beside it
-    classifiers: int = 1  # that learned apart and take turns in judging
+    classifiers: int = 1  # that learned apart and take turns in judging; zero: the recognisers alone
     attacked_classifiers: int = 0  # of them, that learned from sounds made misleading
     attack_db: float = 1.0  # by so much at most at each place of what they heard
-    speed_semitones: float = 0.0  # up to so much faster or slower than it was made does the classifier hear a sound
+    recognisers: tuple[str, ...] = ()  # checkpoints of runs of recognise.toml with these styles, which judge them too
+    speed_semitones: float = 0.0  # up to so much faster or slower than it was made do those hear a sound
     witness: bool = True  # with pretraining, a recogniser learns too, which never teaches and chooses best.ckpt
     learning_rate: float = 5e-4  # of critic and classifier
 
@@ -277,7 +278,7 @@ class AdversaryConfig:
         _at_least(self, at, 0, "head_start_steps", "pretraining_phrases", "attacked_classifiers", "attack_db")
         _at_least(self, at, 0, "speed_semitones")
         _at_most(self, at, 24, "speed_semitones")
-        _at_least(self, at, 1, "classifiers")
+        _at_least(self, at, 0, "classifiers")
         _chances(self, at, "cross_share", "blend_share")
         if self.learning_rate <= 0:
             raise ValueError(f"adversary.learning_rate: must be above zero, got {self.learning_rate:g}")
@@ -293,11 +294,24 @@ class AdversaryConfig:
                 f"adversary.attacked_classifiers: must be at most adversary.classifiers, {self.classifiers}, "
                 f"got {self.attacked_classifiers}"
             )
-        if self.likeness_weight and not self.pretraining_phrases:
+        if self.recognisers and not self.style_weight:
+            raise ValueError("adversary.recognisers: need adversary.style_weight above zero")
+        if self.style_weight and not self.classifiers and not self.recognisers:
+            raise ValueError(
+                "adversary.classifiers: none, and no adversary.recognisers; one of them has to know styles"
+            )
+        if self.pretraining_phrases and not self.classifiers:
+            raise ValueError("adversary.pretraining_phrases: needs adversary.classifiers above zero")
+        if self.likeness_weight and not self.pretraining_phrases and (self.classifiers or not self.recognisers):
             raise ValueError(
                 "adversary.likeness_weight: needs adversary.pretraining_phrases above zero; a classifier that still "
                 "learns cannot be compared with what it said before"
             )
+
+    @property
+    def classifies(self) -> bool:
+        """Whether classifiers of styles take part."""
+        return bool(self.style_weight and self.classifiers)
 
 
 @dataclass(frozen=True)
@@ -704,8 +718,9 @@ def quick_look(recipe: Recipe) -> Recipe:
             adversary,
             start_step=min(adversary.start_step, 4),
             head_start_steps=min(adversary.head_start_steps, 2),
-            pretraining_phrases=min(adversary.pretraining_phrases, 4),
+            pretraining_phrases=min(adversary.pretraining_phrases if adversary.classifiers else 4, 4),
             classifiers=1,
+            recognisers=(),
             attacked_classifiers=min(adversary.attacked_classifiers, 1),
             witness=False,
         ),

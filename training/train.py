@@ -30,10 +30,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.augment import raw_samples
 from training.beginning import load_beginning
-from training.checkpoint import AtomicCheckpointIO, check_resumable
+from training.checkpoint import AtomicCheckpointIO, CheckpointError, check_resumable, load_recogniser, objective_of
 from training.library import SPLITS, ExcerptSampler, Library
 from training.models.classifier import Pretraining, StyleClassifier, load_or_pretrain
 from training.models.recogniser import Recogniser, RecogniserConfig, is_class, load_or_train
+from training.models.recogniser_judge import RecogniserJudge
 from training.ngrams import perplexity, witten_bell
 from training.objectives import objective_class
 from training.objectives.compose import HELD_OUT
@@ -71,18 +72,19 @@ class Teachers:
     """What learned from real recordings before a run: a classifier that judges in it, and a recogniser that only says
     at each validation how much it takes for the style asked for; None where there are too few recordings for one."""
 
-    classifier: StyleClassifier
+    classifier: StyleClassifier | None
     known: float  # share of phrases of unheard recordings that the classifier takes for their style
     witness: Recogniser | None
+    recognisers: tuple[RecogniserJudge, ...]  # judge beside the classifier
 
 
 def prepare_teachers(
     recipe: Recipe, library: Library, cache: Path, progress: Callable[[str, int, int], None]
 ) -> Teachers | None:
     """Those of this recipe and its recordings, if it wants any; learned once and kept in ``cache``."""
-    if not recipe.adversary.pretraining_phrases:
-        return None
-    adversary = recipe.adversary
+    adversary, recognisers = recipe.adversary, read_judges(recipe)
+    if not adversary.pretraining_phrases:
+        return Teachers(None, float("nan"), None, recognisers) if recognisers else None
     usual = Pretraining(adversary.pretraining_phrases, seed=recipe.trainer.seed)
     lessons = [
         replace(
@@ -99,7 +101,36 @@ def prepare_teachers(
     if recipe.adversary.witness and all(is_class(group) for group in groups.values()):
         config = RecogniserConfig(seed=recipe.trainer.seed + 1)
         witness = load_or_train(groups, config, cache, lambda done, of: progress("training the witness", done, of))
-    return Teachers(classifier, known, witness)
+    return Teachers(classifier, known, witness, recognisers)
+
+
+def read_judges(recipe: Recipe) -> tuple[RecogniserJudge, ...]:
+    """The recognisers that the recipe names, as judges of its styles. Raises CheckpointError."""
+    wanted = [style.id for style in recipe.style]
+    judges = []
+    for name in recipe.adversary.recognisers:
+        remedy = "train one with restyle train training/recipes/recognise.toml and these [[style]] tables in it"
+        if not Path(name).exists():
+            raise CheckpointError(f"{name}: adversary.recognisers: there is no such checkpoint; {remedy}")
+        if (objective := objective_of(Path(name))) != "recognise":
+            raise CheckpointError(f"{name}: adversary.recognisers: is a run of '{objective}'; {remedy}")
+        trained = load_recogniser(Path(name))
+        known = [style.id for style in trained.recipe.style]
+        if missing := [style for style in wanted if style not in known]:
+            raise CheckpointError(f"{name}: adversary.recognisers: does not know the style '{missing[0]}'; {remedy}")
+        hears, made = trained.recipe.spectral, recipe.spectral
+        if hears.sample_rate != made.sample_rate:
+            raise CheckpointError(
+                f"{name}: adversary.recognisers: hears {hears.sample_rate} Hz and not {made.sample_rate} Hz; {remedy}"
+            )
+        shortest = (recipe.segment_samples - made.latency_samples) / 2.0 ** (recipe.adversary.speed_semitones / 12.0)
+        if shortest < hears.hop_samples + 1:
+            raise CheckpointError(
+                f"{name}: adversary.recognisers: hears {hears.hop_samples} samples at a time and a segment has "
+                f"{shortest:.0f} at its fastest; raise data.segment_seconds"
+            )
+        judges.append(RecogniserJudge(trained.recogniser, known, wanted))
+    return tuple(judges)
 
 
 @dataclass(frozen=True)
@@ -364,8 +395,9 @@ def run_training(
         module.begin_with(load_beginning(options.begin_with))
     if teachers is not None:
         assert isinstance(module, RestoreObjective)
-        module.classifier.load_state_dict(teachers.classifier.state_dict())
-        module.witness = teachers.witness
+        if teachers.classifier is not None:
+            module.classifier.load_state_dict(teachers.classifier.state_dict())
+        module.witness, module.recognisers = teachers.witness, teachers.recognisers
     last = out / f"{LAST}.ckpt"
     stop = GracefulStop(last, options.max_minutes)
     common = {"dirpath": str(out), "auto_insert_metric_name": False, "enable_version_counter": False}

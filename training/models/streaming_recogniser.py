@@ -4,7 +4,8 @@ Two mel spectrograms, one of long frames (pitch and partials) and one of short o
 loudest place of the last seconds; convolutions hear them; what they find is summed up over the same seconds, louder
 places counting more. All of that is in the state, so a performance and a recording cut into excerpts are one thing.
 
-It learns apart from ``recogniser.py``, which judges generators and must never hear what they were trained with.
+It learns apart from ``recogniser.py``, which judges generators and must never hear what they were trained with; it may
+teach them itself (``recogniser_judge.py``).
 """
 
 from __future__ import annotations

@@ -88,13 +88,11 @@ class CycleObjective(RestoreObjective):
         if self.criticising:
             made_or_past = self.pool.exchange(Fakes(made, other), random)
             judged, said = hear_judges(
-                self.critic,
-                self.classifier if self.recipe.adversary.style_weight else None,
+                self.judges,
                 self.recipe.adversary,
                 Hearing(made.float(), real[:, : made.shape[1]], other, own, torch.ones_like(own, dtype=torch.bool)),
                 batch.seed + 2,
                 made_or_past,
-                self.memory,
             )
             total, values = total + judged, values | said
         elif self.trainer.world_size > 1:

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.layers import detached, on_device
 from training.losses import HIGHEST_PITCH_HZ, clear_periods
 from training.models.noise_player import LOWEST_NOTE, NOTES, NoisePlayer
 from training.models.spectrogram import RelativeMel
 from training.objectives.judges import Hearing, hear_judges
-from training.objectives.restore import Batch, RestoreObjective, detached, on_device
+from training.objectives.restore import Batch, RestoreObjective
 from training.recipe import Recipe
 
 STATISTICS_FFT, STATISTICS_BANDS = 2048, 64
@@ -119,11 +120,9 @@ class GenerateObjective(RestoreObjective):
             + config.level_weight * values["level"]
         )
         if self.criticising:
-            classifier = self.classifier if self.recipe.adversary.style_weight else None
             # No row is a rendering of the recording beside it: all count as crossed.
             hearing = Hearing(made, real, batch.style, batch.style, torch.ones_like(batch.style, dtype=torch.bool))
-            adversary, seed = self.recipe.adversary, batch.seed + 2
-            judged, said = hear_judges(self.critic, classifier, adversary, hearing, seed, memory=self.memory)
+            judged, said = hear_judges(self.judges, self.recipe.adversary, hearing, batch.seed + 2)
             total, values = total + judged, values | said
         elif self.trainer.world_size > 1:
             total = total + self._untouched()

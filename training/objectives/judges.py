@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 from training.models.classifier import Opinion, StyleClassifier, at_other_speeds, hit_rate, style_loss
 from training.models.critic import Critic, Verdict, critic_loss, deception_loss, feature_loss
+from training.models.recogniser_judge import RecogniserJudge
 from training.objectives.likeness import StyleMemory
 from training.recipe import AdversaryConfig
 
@@ -56,20 +60,41 @@ def critic_lesson(
     return learning * (_audible(heard.real) & _audible(heard.made.detach())), verdict
 
 
+@dataclass(frozen=True)
+class Judges:
+    """Who hears a step: a critic, and those who know styles, if there are any."""
+
+    critic: Critic
+    classifier: StyleClassifier | None = None
+    recognisers: Sequence[RecogniserJudge] = ()
+    memory: StyleMemory | None = None
+    """Of how styles sounded to them in earlier steps."""
+
+    @property
+    def know_styles(self) -> bool:
+        return self.classifier is not None or bool(self.recognisers)
+
+    def name_style(self, audio: Tensor, random: torch.Generator) -> Opinion:
+        """What is said of audio [batch, samples], by weights that this cannot move; each recogniser is one part."""
+        opinions: list[Opinion] = []
+        if self.classifier is not None:
+            opinions.append(_frozen(self.classifier, audio, random))
+        for number, judge in enumerate(self.recognisers):
+            scores = judge(audio, random)[None]
+            opinions.append(Opinion(scores, scores, (-1 - number,)))
+        scores, undropped, parts = zip(*opinions, strict=True)
+        return Opinion(torch.cat(scores), torch.cat(undropped), tuple(chain.from_iterable(parts)))
+
+
 def hear_judges(
-    critic: Critic,
-    classifier: StyleClassifier | None,
-    config: AdversaryConfig,
-    heard: Hearing,
-    seed: int,
-    fakes: Fakes | None = None,
-    memory: StyleMemory | None = None,
+    judges: Judges, config: AdversaryConfig, heard: Hearing, seed: int, fakes: Fakes | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of what the judges lose and what the generator loses before them; and figures to log.
 
-    ``fakes``, as many rows as are heard, are what the critic learns from in place of what was made just now. With a
-    ``memory`` of what the classifier heard in earlier steps, likeness to all of a style's recordings counts too.
+    ``fakes``, as many rows as are heard, are what the critic learns from in place of what was made just now. Where the
+    judges have a memory, likeness to all of a style's recordings counts too.
     """
+    critic, classifier, memory = judges.critic, judges.classifier, judges.memory
     made, real = heard.made, heard.real
     real_heard, made_heard = _audible(real), _audible(made.detach())
     both = real_heard & made_heard
@@ -81,22 +106,22 @@ def hear_judges(
     if config.feature_weight:
         features = feature_loss(judged, verdict)
         total = total + config.feature_weight * (features * (both & ~heard.crossed)).mean()
-    if classifier is not None:
+    if judges.know_styles:
         random = torch.Generator(device=made.device).manual_seed(seed)
         if config.speed_semitones:
             made, real = (at_other_speeds(audio, config.speed_semitones, random) for audio in (made, real))
-        if not config.pretraining_phrases:
+        if classifier is not None and not config.pretraining_phrases:
             known = classifier(real, random).scores
             total = total + (style_loss(known, heard.real_style) * real_heard).mean()
             if both.any():
                 values["style_known"] = hit_rate(known[:, both], heard.real_style[both])
-        opinion: Opinion = _frozen(classifier, made, random)
+        opinion = judges.name_style(made, random)
         taken = opinion.scores
         missing = style_loss(taken, heard.style)
         total = total + config.style_weight * (missing * made_heard).mean()
         if memory is not None:
             with torch.no_grad():
-                of_real: Opinion = classifier(real, random)
+                of_real = judges.name_style(real, random)
             memory.hear_real(of_real, heard.real_style, real_heard)
             unlike = memory.unlikeness(opinion, heard.style, made_heard)
             total = total + config.likeness_weight * unlike.mean()

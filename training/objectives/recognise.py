@@ -24,14 +24,15 @@ from realtime.recognise import (
     level_dbfs,
     loud_enough,
 )
+from training.layers import on_device
 from training.library import Library, Recording
-from training.models.classifier import LABEL_SMOOTHING, hidden_stretch, played_elsewhere
+from training.models.classifier import LABEL_SMOOTHING
+from training.models.recogniser_judge import heard_elsewhere
 from training.models.streaming_recogniser import Recognition, StreamingRecogniser
 from training.objectives.objective import Objective, learning_rate_factor
-from training.objectives.restore import Batch, on_device
+from training.objectives.restore import Batch
 from training.recipe import Recipe
 
-COLOURED_SHARE = 0.7  # of training rows; the others are heard as they are, at another speed
 EARLIEST_SHARE = 1 / 12  # of an excerpt: from here on a style may have to be known
 TEMPERATURES = (0.1, 10.0)
 
@@ -118,14 +119,7 @@ class RecogniseObjective(Objective):
             spread = torch.rand(2, len(raw), generator=random, device=raw.device).sum(dim=0) - 1.0
             played = at_speeds(raw, self.recipe.augment.pitch_semitones * spread, self.recipe.segment_samples)
             power, _ = net.listen(played, state.framer)
-            batch, bands, frames = power.shape[0], power.shape[2], power.shape[3]
-            # Both resolutions side by side, so that they meet the same equaliser.
-            elsewhere = played_elsewhere(power.transpose(1, 2).flatten(2), random)
-            elsewhere = elsewhere.unflatten(2, (-1, frames)).transpose(1, 2)
-            coloured = torch.rand(batch, generator=random, device=raw.device) < COLOURED_SHARE
-            seen, _ = net.relate(torch.where(coloured[:, None, None, None], elsewhere, power), state.peak)
-            hidden = hidden_stretch(batch, bands, random)[:, :, None] | hidden_stretch(batch, frames, random)[:, None]
-            seen = seen.masked_fill((hidden & coloured[:, None, None])[:, None], 0.0)
+            seen = heard_elsewhere(net, power, random)
         return net.recognise(seen, state)[0]
 
     # -- Lightning ----------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from training.augment import Pair, make_pair, make_true_pair, steady_tones
 from training.beginning import Beginning, widened
 from training.checkpoint import CheckpointError, new_generator
+from training.layers import detached, on_device
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
 from training.models import recogniser
 from training.models.classifier import StyleClassifier
@@ -30,7 +31,8 @@ from training.models.encoder import StyleEncoder
 from training.models.generator import SpectrumGenerator
 from training.models.noise_player import NoisePlayer
 from training.models.recogniser import Recogniser
-from training.objectives.judges import Hearing, critic_lesson, hear_judges
+from training.models.recogniser_judge import RecogniserJudge
+from training.objectives.judges import Hearing, Judges, critic_lesson, hear_judges
 from training.objectives.likeness import StyleMemory
 from training.objectives.objective import Objective, learning_rate_factor
 from training.recipe import Recipe
@@ -55,22 +57,6 @@ class Batch(NamedTuple):
     paired: Tensor | None = None  # [batch], rows whose input is another rendering of the same phrase
     input_raw: Tensor | None = None  # [paired rows, raw samples], in the order of those rows
     segment: int = 0  # of the excerpt, which this step learns from
-
-
-def on_device(state: Any, device: torch.device) -> Any:
-    """A copy of a state dataclass (nested or not) with its tensors on ``device``."""
-    if isinstance(state, Tensor):
-        return state.to(device)
-    return type(state)(
-        **{item.name: on_device(getattr(state, item.name), device) for item in dataclasses.fields(state)}
-    )
-
-
-def detached(state: Any) -> Any:
-    """A copy of a state dataclass (nested or not) that gradients do not pass."""
-    if isinstance(state, Tensor):
-        return state.detach()
-    return type(state)(**{item.name: detached(getattr(state, item.name)) for item in dataclasses.fields(state)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +93,7 @@ class RestoreObjective(Objective):
             self.encoder = StyleEncoder(rate, recipe.model.style_dim)
         if recipe.adversary.weight:
             self.critic = Critic(rate, len(recipe.style))
-        if recipe.adversary.style_weight:
+        if recipe.adversary.classifies:
             self.classifier = StyleClassifier(rate, len(recipe.style), recipe.adversary.classifiers)
             self.classifier.requires_grad_(not recipe.adversary.pretraining_phrases)
         if self.averaging:
@@ -120,6 +106,8 @@ class RestoreObjective(Objective):
         self._heard: list[tuple[Tensor, LossTerms, Tensor]] = []
         self._media: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._excerpt: _Excerpt | None = None
+        self.recognisers: tuple[RecogniserJudge, ...] = ()
+        """Judge style beside the classifier, and stay as they are."""
         self.witness: Recogniser | None = None
         """Says at each validation which style it hears; it never teaches."""
         self.testified: list[Tensor] = []
@@ -229,6 +217,10 @@ class RestoreObjective(Objective):
 
     # -- Lightning ----------------------------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        for judge in self.recognisers:  # no weights of the run's own, so that no checkpoint has them
+            judge.to(self.device)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         del batch_idx
         pair, state = self._segment(batch)
@@ -269,9 +261,7 @@ class RestoreObjective(Objective):
             self.log("train/unsteadiness", unsteady, batch_size=TONE_ROWS)
         values = {"loss": result.total.mean()} | {name: value.mean() for name, value in result.terms.items()}
         if self.criticising:
-            classifier = self.classifier if self.recipe.adversary.style_weight else None
-            adversary, seed = self.recipe.adversary, batch.seed + 2
-            judged, said = hear_judges(self.critic, classifier, adversary, hearing, seed, memory=self.memory)
+            judged, said = hear_judges(self.judges, self.recipe.adversary, hearing, batch.seed + 2)
             total, values = total + judged, values | said
         elif self.trainer.world_size > 1:
             total = total + self._untouched()
@@ -315,6 +305,12 @@ class RestoreObjective(Objective):
         """Whether the critic takes part in this step."""
         config = self.recipe.adversary
         return bool(config.weight) and self.global_step >= config.start_step
+
+    @property
+    def judges(self) -> Judges:
+        """Those of this run."""
+        classifier = self.classifier if self.recipe.adversary.classifies else None
+        return Judges(self.critic, classifier, self.recognisers, self.memory)
 
     @property
     def critic_leads(self) -> bool:
