@@ -140,7 +140,8 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
             "adversary.classifiers: none, and no adversary.recognisers; one of them has to know styles",
         ),
         (
-            "[adversary]\nweight = 1\nstyle_weight = 1\nclassifiers = 0\nrecognisers = ['a']\npretraining_phrases = 1\n",
+            "[adversary]\nweight = 1\nstyle_weight = 1\nclassifiers = 0\nrecognisers = ['a']\n"
+            "pretraining_phrases = 4\n",
             "adversary.pretraining_phrases: needs adversary.classifiers above zero",
         ),
         (
