@@ -261,7 +261,9 @@ def file_info(path: Path) -> FileInfo:
     try:
         info = soundfile.info(str(path))
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioFileError(f"{path}: is not a sound file that can be read ({error})") from None
+        raise AudioFileError(
+            f"{path}: is not a sound file that can be read ({error}); use WAV, FLAC, OGG or MP3"
+        ) from None
     if info.frames <= 0:
         raise AudioFileError(f"{path}: is empty")
     return FileInfo(path, info.samplerate, info.channels, info.frames)

@@ -167,6 +167,7 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
         ("[augment]\npitch_semitones = 200\n", "augment.pitch_semitones: must be at most 24, got 200"),
         ("[augment]\nlowpass_order = [-1, 2]\n", "augment.lowpass_order: must not be below zero, got -1"),
         ("[augment]\ncomb_seconds = [-1, 2]\n", "augment.comb_seconds: must not be below zero, got -1"),
+        ("[augment]\nattack_db = -1\n", "augment.attack_db: must be at least 0, got -1"),
         ("[augment]\ncomb_depth = 1\n", "augment.comb_depth: must be at most 0.95, got 1"),
         ("[augment]\nidentity_chance = 1.5\n", "augment.identity_chance: must lie between 0 and 1, got 1.5"),
         ("[data]\nsegment_seconds = 0\n", "data.segment_seconds: must be at least 0.1, got 0"),

@@ -133,9 +133,11 @@ class AugmentConfig:
     level_dbfs: tuple[float, float] = (-42.0, -12.0)  # root mean square of input and target alike
     identity_chance: float = 0.1
     silence_chance: float = 0.05
+    attack_db: float = 0.0  # a recogniser learns from what is so much off at most, where that misleads it most
 
     def __post_init__(self) -> None:
         at = "augment."
+        _at_least(self, at, 0, "attack_db")
         names = ("pitch_semitones", "octave_gain_db", "bump_gain_db", "bump_count", "flatten_exponent")
         _at_least(self, at, 0, *names)
         _ranges(self, at, "lowpass_hz", "lowpass_order", "comb_seconds", "saturate_drive_db", "noise_snr_db")

@@ -277,7 +277,8 @@ def _teach(
             start = int(torch.randint(powers.shape[-1] - frames + 1, (), generator=generator))
             seen = coloured(powers[rows, :, start : start + frames].float(), generator)
             if config.attack_db:
-                seen = attacked(part, seen, target[rows], config.attack_db, generator)
+                most = 2.0 * config.attack_db / RANGE_DB
+                seen = attacked(lambda x: part.judge_seen(x, generator)[0], seen, target[rows], most, generator)
             scores, _ = part.judge_seen(seen, generator)
             loss = style_loss(scores[None], target[rows]).mean()
             optimiser.zero_grad()
@@ -290,18 +291,17 @@ def _teach(
 
 
 def attacked(
-    part: SpectrogramClassifier, seen: Tensor, style: Tensor, attack_db: float, generator: torch.Generator
+    judge: Callable[[Tensor], Tensor], seen: Tensor, style: Tensor, most: float, generator: torch.Generator
 ) -> Tensor:
-    """``seen`` with every place up to ``attack_db`` off, so that ``part`` is misled: one step from a random place.
+    """``seen`` with every place up to ``most`` off, so that ``judge`` is misled: one step from a random place.
 
-    A classifier that learned so cannot be pleased by quirks too small to hear, and the way that it points to a style
-    leads through sounds that others take for it, too (Wong, Rice and Kolter, "Fast is better than free", 2020;
-    Santurkar et al., "Image synthesis with a single (robust) classifier", 2019).
+    ``judge`` says scores [batch, styles] of what is seen. One that learned so cannot be pleased by quirks too small to
+    hear, and the way that it points to a style leads through sounds that others take for it, too (Wong, Rice
+    and Kolter, "Fast is better than free", 2020; Santurkar et al., "Image synthesis with a single (robust) classifier",
+    2019).
     """
-    most = 2.0 * attack_db / RANGE_DB
     offset = _uniform(generator, -most, most, *seen.shape).requires_grad_()
-    scores, _ = part.judge_seen(seen + offset, generator)
-    (slope,) = torch.autograd.grad(style_loss(scores[None], style).sum(), offset)
+    (slope,) = torch.autograd.grad(style_loss(judge(seen + offset)[None], style).sum(), offset)
     return seen + (offset.detach() + 1.25 * most * slope.sign()).clamp(-most, most)
 
 

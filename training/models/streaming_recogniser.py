@@ -24,7 +24,8 @@ from training.librosa_once import librosa
 
 FRAMES_PER_HOP = 2
 SHORT_SHARE = 4  # short frames are so many times shorter than long ones
-RANGE_POWER = 1e6  # 60 dB: what lies further below the loudest place is room and hiss
+RANGE_DB = 60.0  # what lies further below the loudest place is room and hiss
+RANGE_POWER = 10.0 ** (RANGE_DB / 10.0)
 SILENCE_POWER = 1e-9  # mean power of a band; what is never louder is silence
 
 

@@ -26,9 +26,9 @@ from realtime.recognise import (
 )
 from training.layers import on_device
 from training.library import Library, Recording
-from training.models.classifier import LABEL_SMOOTHING
+from training.models.classifier import LABEL_SMOOTHING, attacked
 from training.models.recogniser_judge import heard_elsewhere
-from training.models.streaming_recogniser import Recognition, StreamingRecogniser
+from training.models.streaming_recogniser import RANGE_DB, Recognition, StreamingRecogniser
 from training.objectives.objective import Objective, learning_rate_factor
 from training.objectives.restore import Batch
 from training.recipe import Recipe
@@ -107,8 +107,11 @@ class RecogniseObjective(Objective):
             for start in range(0, len(rows), size)
         ]
 
-    def hear(self, raw: Tensor, random: torch.Generator | None = None) -> Recognition:
-        """Recordings [batch, raw samples] -> what is said after each hop; coloured where there is a ``random``."""
+    def hear(self, raw: Tensor, random: torch.Generator | None = None, style: Tensor | None = None) -> Recognition:
+        """Recordings [batch, raw samples] -> what is said after each hop; coloured where there is a ``random``.
+
+        And made to mislead about its ``style`` [batch], if there is one and the recipe says by how much.
+        """
         net = self.average_recogniser if self.averaging and random is None else self.recogniser
         state = on_device(net.init_state(len(raw)), raw.device)
         if random is None:
@@ -120,6 +123,10 @@ class RecogniseObjective(Objective):
             played = at_speeds(raw, self.recipe.augment.pitch_semitones * spread, self.recipe.segment_samples)
             power, _ = net.listen(played, state.framer)
             seen = heard_elsewhere(net, power, random)
+        attack_db = self.recipe.augment.attack_db
+        if style is not None and attack_db:
+            most = attack_db / RANGE_DB
+            seen = attacked(lambda x: net.recognise(x, state)[0].scores[:, -1], seen, style, most, random)
         return net.recognise(seen, state)[0]
 
     # -- Lightning ----------------------------------------------------------------------------------------------
@@ -127,7 +134,7 @@ class RecogniseObjective(Objective):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         del batch_idx
         random = torch.Generator(device=batch.raw.device).manual_seed(batch.seed)
-        scores = self.hear(batch.raw, random).scores
+        scores = self.hear(batch.raw, random, batch.style).scores
         moments = decision_hops(scores.shape[1], np.random.default_rng(batch.seed))
         said = scores[:, moments].flatten(0, 1)
         style = batch.style.repeat_interleave(len(moments))
