@@ -34,7 +34,7 @@ from training.models import recogniser
 from training.models.generator import GeneratorConfig
 from training.models.kinds import make_generator
 from training.models.recogniser import RecogniserConfig, cut_excerpts, draw_phrase, normalise, split_held_out
-from training.playing import loudest_part
+from training.playing import first_and_later, loudest_part
 from training.reconstruction import log_mel_distance_db
 from training.report import tables
 
@@ -381,6 +381,9 @@ def test_the_command_from_folders_to_figures(
     assert same == figures["mean"]  # one engine, one figure
     for shares in figures["taken_for"].values():
         assert sum(shares.values()) == pytest.approx(1.0, abs=0.01)
+    later = figures["mean"]["style_accuracy_later"]
+    assert 0.0 <= figures["mean"]["style_accuracy_first"] <= 1.0 and 0.0 <= later <= 1.0
+    assert f"in later ones {later:.0%}" in " ".join(result.stdout.split())
     assert figures["machine"] and figures["date"] and picture.stat().st_size > 20_000
     options = replace(options_of(cache), styles=("violin", "flute"), seconds=6.0, alone=True)
     alone = evaluate(FIRST_MODEL, inputs / "guitar.flac", references, options).figures
@@ -388,6 +391,15 @@ def test_the_command_from_folders_to_figures(
     assert alone["mean"] == figures["mean"]
     both = ("--alone", "--baseline", FIRST_MODEL)
     assert run(FIRST_MODEL, "--inputs", inputs, "--references", references, *both).exit_code == 2
+
+
+def test_the_first_excerpt_of_an_input_is_told_apart_from_later_ones() -> None:
+    shares = np.array([[0.0, 0.0], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6], [0.0, 0.0]], np.float32)  # silence at both ends
+    heard = recogniser.Judgement(shares, np.zeros((5, 1), np.float32))
+    assert first_and_later(heard, 1) == (1.0, 0.5) and first_and_later(heard, 0) == (0.0, 0.5)
+    one, none = (recogniser.Judgement(shares[rows], heard.embeddings[rows]) for rows in (slice(0, 2), slice(0, 1)))
+    assert first_and_later(one, 1)[0] == 1.0 and math.isnan(first_and_later(one, 1)[1])
+    assert all(map(math.isnan, first_and_later(none, 1)))
 
 
 def test_log_mel_distance_hears_an_equaliser_and_no_level() -> None:

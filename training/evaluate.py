@@ -42,6 +42,7 @@ from training.playing import (
     Engine,
     Input,
     Measured,
+    first_and_later,
     loudest_part,
     mean_of,
     measure,
@@ -391,9 +392,12 @@ def _summarise(
     confusions: dict[str, dict[str, float]] = {}
     for style, group in rows.items():
         distance, before = (_distance(some, real[style]) for some in (group, unchanged[style]))
+        apart = [first_and_later(row.judgement, numbers[style]) for row in group]
         level = mean_of(row.loudness_lufs - middle for row, middle in zip(group, middles, strict=True))
         styles[style] = {
             **_averages(group, [share_taken_for(row.judgement, numbers[style]) for row in group]),
+            "style_accuracy_first": mean_of(first for first, _ in apart),
+            "style_accuracy_later": mean_of(later for _, later in apart),
             "frechet_distance": rounded(distance),
             "frechet_ratio": rounded(distance / before),
             "hop_buzz_tone_db": rounded(tones[style]) if style in tones else None,

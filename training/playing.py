@@ -164,6 +164,15 @@ def share_taken_for(judgement: Judgement, number: int) -> float:
     return float(taken_for(judgement, judgement.shares.shape[1])[number])
 
 
+def first_and_later(judgement: Judgement, number: int) -> tuple[float, float]:
+    """Whether the first excerpt that sounds is taken for the class, and the share of the later ones; NaN without any.
+
+    A model that remembers only how playing begins is better at first.
+    """
+    right = [float(row.argmax() == number) for row in judgement.shares if row.sum() > 0.0]
+    return right[0] if right else math.nan, float(np.mean(right[1:])) if right[1:] else math.nan
+
+
 def mean_of(values: Any) -> float | None:
     """Mean of the numbers among ``values``, None without any."""
     known = [float(value) for value in values if value is not None and math.isfinite(value)]

@@ -69,9 +69,15 @@ def tables(figures: dict[str, Any]) -> list[Table]:
             per_style[-1].add_row(style, *cells(values), f"{values['level_difference_lu']:+.1f}")
         title = f"{figures['file']} beside its baselines, mean over styles, {of}"
         means.append(_grid(title, "", *headings, "levels\nLU"))
+        means[-1].caption, means[-1].caption_justify = _first_and_later(figures[key]), "left"
         for name, system in {figures["file"]: figures, **figures["baselines"]}.items():
             means[-1].add_row(name, *cells(system[key]), f"{system[key]['level_spread_lu']:.1f}")
     return [judge, per_input, *per_style, *means, *_reconstruction(figures)]
+
+
+def _first_and_later(mean: dict[str, Any]) -> str:
+    first, later = mean["style_accuracy_first"], mean["style_accuracy_later"]
+    return "" if later is None else f"style in the first excerpt of each input {first:.0%}, in later ones {later:.0%}"
 
 
 def _reconstruction(figures: dict[str, Any]) -> list[Table]:
