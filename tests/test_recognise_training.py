@@ -350,6 +350,14 @@ def test_recognisers_that_cannot_judge_a_run_are_refused_before_it(
         read_judges(load_recipe(tmp_path / "run.toml"))
 
 
+def test_a_missing_recogniser_is_said_before_the_recordings_are_read(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(f"{tiny_recipe(0.1)}{JUDGED}{SAX_STYLE}{VIBRAPHONE_STYLE}")
+    result = CliRunner().invoke(app, ["train", str(tmp_path / "run.toml"), "--out", str(tmp_path / "out")])
+    said = " ".join((result.output + result.stderr).split())
+    assert result.exit_code == 1 and "run/best.ckpt: adversary.recognisers: there is no such checkpoint" in said
+    assert not list(tmp_path.glob("out/*"))
+
+
 def test_a_recogniser_that_hears_longer_stretches_than_a_run_makes_is_refused(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,7 +165,7 @@ def train(
         from training.objectives.objective import TrainingError
         from training.phrases import PhraseError, render_phrases
         from training.recipe import RecipeError, load_recipe, quick_look
-        from training.train import RunOptions, prepare_teachers, resume_point, run_training, set_aside
+        from training.train import RunOptions, prepare_teachers, read_judges, resume_point, run_training, set_aside
         from training.tunes import TunesError, load_tunes
     except ModuleNotFoundError as error:
         console.print(f"[red]training needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
@@ -190,6 +190,7 @@ def train(
             progress=leads and not as_json,
         )
         checkpoint, done = resume_point(plan, options)
+        read_judges(plan)  # what is missing is said before the recordings are read
         phrases = teachers = None
         with console.status("reading recordings") as status:
             if plan.composes:
