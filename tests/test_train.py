@@ -385,7 +385,6 @@ def test_classifiers_that_learned_before_the_run_teach_and_stay_as_they_are(plac
     two = "classifiers = 2\nattacked_classifiers = 1\nspeed_semitones = 4\n"
     recipe = edited(place, ("[optimiser]", f"{PRETRAINED}{two}[optimiser]"), ("steps = 6", "steps = 3"))
     library, told = recordings(place, recipe), []
-    (place / "cache").mkdir(exist_ok=True)
     teachers = prepare_teachers(recipe, library, place / "cache", lambda what, *_: told.append(what))
     assert teachers is not None and teachers.classifier is not None
     assert {*told} == {"training the classifier 1 of 2", "training the classifier 2 of 2"}
@@ -412,7 +411,6 @@ def test_classifiers_that_learned_before_the_run_teach_and_stay_as_they_are(plac
 def test_a_witness_says_what_it_hears_and_the_best_checkpoint_is_where_it_hears_most(place: Path) -> None:
     recipe = edited(place, ("[optimiser]", f"{PRETRAINED}[optimiser]"))
     library = recordings(place, recipe)
-    (place / "cache").mkdir(exist_ok=True)
     teachers = prepare_teachers(recipe, library, place / "cache", lambda *_: None)
     assert teachers is not None
     groups = {style.id: (*style.train, *style.validation, *style.test) for style in library.styles}
