@@ -10,8 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.conftest import SAX_STYLE  # noqa: E402
-from training.recipe import RecipeError, load_recipe, recipe_from_dict  # noqa: E402
+from tests.conftest import SAX_STYLE, VIBRAPHONE_STYLE  # noqa: E402
+from training.recipe import RecipeError, load_recipe, quick_look, recipe_from_dict  # noqa: E402
 
 STYLE = f"\n{SAX_STYLE}"
 
@@ -39,6 +39,17 @@ def test_the_first_recipe_names_at_least_four_styles_each_in_a_folder_of_its_own
     assert recipe.name == "first"
     assert len(recipe.style) >= 4
     assert len({style.folder for style in recipe.style}) == len(recipe.style)
+
+
+@pytest.mark.parametrize(
+    ("adversary", "phrases"),
+    [("weight = 1\nstyle_weight = 1\nclassifiers = 0\nrecognisers = ['a']", 4), ("weight = 1\nclassifiers = 0", 0)],
+)
+def test_a_quick_look_has_a_classifier_in_place_of_recognisers_that_know_other_styles(
+    tmp_path: Path, adversary: str, phrases: int
+) -> None:
+    quick = quick_look(load_recipe(write(tmp_path, f"[adversary]\n{adversary}\n{VIBRAPHONE_STYLE}"))).adversary
+    assert (quick.recognisers, quick.classifiers, quick.pretraining_phrases) == ((), 1, phrases)
 
 
 def test_a_recipe_of_styles_alone_has_the_defaults(tmp_path: Path) -> None:

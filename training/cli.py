@@ -221,7 +221,7 @@ def train(
                     plan, library, cache, lambda what, at, of: status.update(f"{what}: {at} of {of}")
                 )
         _describe(console, plan, library, phrases)
-        if teachers and teachers.classifier:
+        if teachers:
             console.print(f"the classifier knows {teachers.known:.0%} of phrases that it never heard", highlight=False)
         if checkpoint:
             console.print(f"goes on from step {done} of {plan.trainer.steps} in {checkpoint}", markup=False)

@@ -137,9 +137,8 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         at = "augment."
-        _at_least(self, at, 0, "attack_db")
         names = ("pitch_semitones", "octave_gain_db", "bump_gain_db", "bump_count", "flatten_exponent")
-        _at_least(self, at, 0, *names)
+        _at_least(self, at, 0, *names, "attack_db")
         _ranges(self, at, "lowpass_hz", "lowpass_order", "comb_seconds", "saturate_drive_db", "noise_snr_db")
         _ranges(self, at, "level_dbfs")
         _chances(self, at, "lowpass_chance", "comb_chance", "comb_depth", "flatten_chance", "saturate_chance")
@@ -703,6 +702,7 @@ def quick_look(recipe: Recipe) -> Recipe:
     Sizes of the model stay; styles, steps, rows, phrases and what the judges learn beforehand are cut down.
     """
     trainer, adversary = recipe.trainer, recipe.adversary
+    alone = bool(adversary.recognisers) and not adversary.classifiers  # recognisers, which three styles do not have
     return dataclasses.replace(
         recipe,
         name=f"{recipe.name}-fast",
@@ -720,7 +720,7 @@ def quick_look(recipe: Recipe) -> Recipe:
             adversary,
             start_step=min(adversary.start_step, 4),
             head_start_steps=min(adversary.head_start_steps, 2),
-            pretraining_phrases=min(adversary.pretraining_phrases if adversary.classifiers else 4, 4),
+            pretraining_phrases=4 if alone else min(adversary.pretraining_phrases, 4),
             classifiers=1,
             recognisers=(),
             attacked_classifiers=min(adversary.attacked_classifiers, 1),

@@ -72,19 +72,18 @@ class Teachers:
     """What learned from real recordings before a run: a classifier that judges in it, and a recogniser that only says
     at each validation how much it takes for the style asked for; None where there are too few recordings for one."""
 
-    classifier: StyleClassifier | None
+    classifier: StyleClassifier
     known: float  # share of phrases of unheard recordings that the classifier takes for their style
     witness: Recogniser | None
-    recognisers: tuple[RecogniserJudge, ...]  # judge beside the classifier
 
 
 def prepare_teachers(
     recipe: Recipe, library: Library, cache: Path, progress: Callable[[str, int, int], None]
 ) -> Teachers | None:
     """Those of this recipe and its recordings, if it wants any; learned once and kept in ``cache``."""
-    adversary, recognisers = recipe.adversary, read_judges(recipe)
-    if not adversary.pretraining_phrases:
-        return Teachers(None, float("nan"), None, recognisers) if recognisers else None
+    if not recipe.adversary.pretraining_phrases:
+        return None
+    adversary = recipe.adversary
     usual = Pretraining(adversary.pretraining_phrases, seed=recipe.trainer.seed)
     lessons = [
         replace(
@@ -101,7 +100,7 @@ def prepare_teachers(
     if recipe.adversary.witness and all(is_class(group) for group in groups.values()):
         config = RecogniserConfig(seed=recipe.trainer.seed + 1)
         witness = load_or_train(groups, config, cache, lambda done, of: progress("training the witness", done, of))
-    return Teachers(classifier, known, witness, recognisers)
+    return Teachers(classifier, known, witness)
 
 
 def read_judges(recipe: Recipe) -> tuple[RecogniserJudge, ...]:
@@ -393,11 +392,12 @@ def run_training(
     module = objective_class(recipe.objective)(recipe, card)
     if options.begin_with and not resume:
         module.begin_with(load_beginning(options.begin_with))
+    if isinstance(module, RestoreObjective):
+        module.recognisers = read_judges(recipe)
     if teachers is not None:
         assert isinstance(module, RestoreObjective)
-        if teachers.classifier is not None:
-            module.classifier.load_state_dict(teachers.classifier.state_dict())
-        module.witness, module.recognisers = teachers.witness, teachers.recognisers
+        module.classifier.load_state_dict(teachers.classifier.state_dict())
+        module.witness = teachers.witness
     last = out / f"{LAST}.ckpt"
     stop = GracefulStop(last, options.max_minutes)
     common = {"dirpath": str(out), "auto_insert_metric_name": False, "enable_version_counter": False}

@@ -18,17 +18,17 @@ from training.models.streaming_recogniser import StreamingRecogniser
 COLOURED_SHARE = 0.7  # of rows; the others are heard as they are
 
 
-def heard_elsewhere(net: StreamingRecogniser, power: Tensor, random: torch.Generator) -> Tensor:
-    """Mel power from ``listen`` -> what ``relate`` makes of it, most rows as if played elsewhere: the same shape.
+def heard_elsewhere(net: StreamingRecogniser, power: Tensor, peak: Tensor, random: torch.Generator) -> Tensor:
+    """Mel power from ``listen`` and the state's ``peak`` -> what ``relate`` makes of it: the same shape.
 
-    Those through a random equaliser, on hiss, with a stretch of bands and one of frames silenced.
+    Most rows as if played elsewhere: through a random equaliser, on hiss, with a stretch of bands and one of frames
+    silenced.
     """
     batch, bands, frames = power.shape[0], power.shape[2], power.shape[3]
     # Both resolutions side by side, so that they meet the same equaliser.
     elsewhere = played_elsewhere(power.transpose(1, 2).flatten(2), random)
     elsewhere = elsewhere.unflatten(2, (-1, frames)).transpose(1, 2)
     coloured = torch.rand(batch, generator=random, device=power.device) < COLOURED_SHARE
-    peak = net.init_state(batch).peak.to(power.device)
     seen, _ = net.relate(torch.where(coloured[:, None, None, None], elsewhere, power), peak)
     hidden = hidden_stretch(batch, bands, random)[:, :, None] | hidden_stretch(batch, frames, random)[:, None]
     return seen.masked_fill((hidden & coloured[:, None, None])[:, None], 0.0)
@@ -48,5 +48,5 @@ class RecogniserJudge(nn.Module):
         hop = self.net.spec.hop_samples
         state = on_device(self.net.init_state(len(audio)), audio.device)
         power, _ = self.net.listen(audio[:, : audio.shape[1] // hop * hop], state.framer)
-        said, _ = self.net.recognise(heard_elsewhere(self.net, power, random), state)
+        said, _ = self.net.recognise(heard_elsewhere(self.net, power, state.peak, random), state)
         return said.scores[:, -1, self.rows]

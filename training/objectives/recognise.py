@@ -122,7 +122,7 @@ class RecogniseObjective(Objective):
             spread = torch.rand(2, len(raw), generator=random, device=raw.device).sum(dim=0) - 1.0
             played = at_speeds(raw, self.recipe.augment.pitch_semitones * spread, self.recipe.segment_samples)
             power, _ = net.listen(played, state.framer)
-            seen = heard_elsewhere(net, power, random)
+            seen = heard_elsewhere(net, power, state.peak, random)
         attack_db = self.recipe.augment.attack_db
         if style is not None and attack_db:
             most = attack_db / RANGE_DB
