@@ -143,6 +143,20 @@ def test_a_partial_that_glides_over_a_multiple_is_no_hop_buzz() -> None:
     assert measures.hop_buzz_db(plain, (plain + 0.3 * gliding).astype(np.float32), HOP) == measures.BUZZ_FLOOR_DB
 
 
+def test_partials_stand_out_of_noise_and_noise_does_not() -> None:
+    time_s = np.arange(2 * RATE) / RATE
+    pulses = (0.01 * np.cos(2 * np.pi * 220.0 * np.arange(1, 34)[:, None] * time_s).sum(axis=0)).astype(np.float32)
+    hiss = noise(2.0, RATE)
+    dark = np.cumsum(hiss).astype(np.float32)  # 6 dB an octave
+    assert measures.partials_db(hiss, RATE) == pytest.approx(6.3, abs=0.3)
+    assert measures.partials_db(dark - dark.mean(), RATE) == pytest.approx(6.3, abs=0.5)
+    assert measures.partials_db(pulses, RATE) > 20.0
+    assert measures.partials_db(0.01 * pulses, RATE) == pytest.approx(measures.partials_db(pulses, RATE), abs=0.1)
+    assert 7.5 < measures.partials_db(pulses + 0.3 * hiss, RATE) < measures.partials_db(pulses, RATE) - 3.0
+    assert math.isnan(measures.partials_db(np.zeros(RATE, np.float32), RATE))
+    assert math.isnan(measures.partials_db(hiss[:100], RATE))
+
+
 def test_noise_alone_is_no_hop_buzz() -> None:
     assert measures.hop_buzz_db(np.zeros(6 * RATE, np.float32), noise(6.0, RATE), HOP) == measures.BUZZ_FLOOR_DB
 
@@ -381,6 +395,8 @@ def test_the_command_from_folders_to_figures(
     assert same == figures["mean"]  # one engine, one figure
     for shares in figures["taken_for"].values():
         assert sum(shares.values()) == pytest.approx(1.0, abs=0.01)
+    assert set(figures["partials_of_recordings_db"]) == {"violin", "flute"}
+    assert "How far partials stand out" in result.stdout and figures["mean"]["partials_db"] > 5.0
     later = figures["mean"]["style_accuracy_later"]
     assert 0.0 <= figures["mean"]["style_accuracy_first"] <= 1.0 and 0.0 <= later <= 1.0
     assert f"in later ones {later:.0%}" in " ".join(result.stdout.split())

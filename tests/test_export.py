@@ -95,8 +95,6 @@ def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
         "framer.history": (1, 896),
         "envelope.level": (1,),
         "noise.count": (1,),
-        "pulses.swing.history": (2, 896),
-        "pulses.squared": (1,),
         "made.history": (3, 896),
         "body.hidden": (16,),
         "bank.response": (4, 2, 544),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,15 +26,14 @@ from training.layers import (
     Framer,
     FramerState,
     Gru,
+    HopLowpass,
     Lstm,
     Noise,
     RealDft,
     band_curves,
 )
-from training.library import read_mono
 from training.models.generator import SIGNALS, Generator, GeneratorConfig, band_matrix
 from training.models.kinds import make_generator
-from training.models.pulses import PeriodPulses, PeriodPulsesState
 
 SPEC = SpectralSpec()
 HOP = SPEC.hop_samples
@@ -69,6 +67,16 @@ def audio(batch: int, samples: int, seed: int = 0) -> torch.Tensor:
     return 0.2 * torch.randn(batch, samples, generator=torch.Generator().manual_seed(seed))
 
 
+def lowpass() -> Streaming:
+    framer, layer = Framer(SPEC.analysis_window_samples, HOP, 1), HopLowpass(HOP, 64, 0.9)
+
+    def step(x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        frames, state = framer(x[:, None], state)
+        return layer(frames[:, :, 0]), state
+
+    return Streaming(framer.init_state, step, audio(3, 10 * HOP), HOP, HOP, layer.latency_samples, 1)
+
+
 @dataclass(frozen=True)
 class Framed:
     framer: FramerState
@@ -88,36 +96,6 @@ def envelope() -> Streaming:
 
     # The level is a straight line within a hop, so its first sample waits for the last of the hop.
     return Streaming(init_state, step, audio(3, 10 * HOP), HOP, HOP, layer.latency_samples, HOP)
-
-
-@dataclass(frozen=True)
-class Pulsed:
-    framer: FramerState
-    pulses: PeriodPulsesState
-
-
-def in_double(state: Any) -> Any:
-    if isinstance(state, torch.Tensor):
-        return state.double()
-    return type(state)(**{item.name: in_double(getattr(state, item.name)) for item in fields(state)})
-
-
-def period_pulses() -> Streaming:
-    framer, layer = Framer(SPEC.analysis_window_samples, HOP, 1), PeriodPulses(SPEC, 6000.0).double()
-
-    def init_state(batch: int) -> Pulsed:
-        return in_double(Pulsed(framer.init_state(batch), layer.init_state(batch)))
-
-    def step(x: torch.Tensor, state: Pulsed) -> tuple[torch.Tensor, Pulsed]:
-        frames, framed = framer(x[:, None], state.framer)
-        pulses, after = layer(frames[:, :, 0], state.pulses)
-        return pulses, Pulsed(framed, after)
-
-    # A crest lies at the beginning of the hop that the contract moves; its height waits for what the hop tells about
-    # the period. A sample is heard one later, and the first is not enough to change it.
-    turns = 100.0 * torch.arange(10 * HOP) / SPEC.sample_rate + torch.tensor([[0.15], [0.3], [0.6]])
-    x = (0.2 * torch.sin(2.0 * torch.pi * turns) + 0.01 * audio(3, 10 * HOP)).double()
-    return Streaming(init_state, step, x, HOP, HOP, layer.latency_samples, HOP - 2)
 
 
 def framer() -> Streaming:
@@ -218,9 +196,7 @@ def generator(config: GeneratorConfig = TINY) -> Streaming:
 
 
 @pytest.mark.parametrize(
-    "make",
-    [period_pulses, envelope, framer, gru, lstm, convolutions, steady_bank, generator],
-    ids=lambda make: make.__name__,
+    "make", [lowpass, envelope, framer, gru, lstm, convolutions, steady_bank, generator], ids=lambda make: make.__name__
 )
 def test_streaming_contract(make: Callable[[], Streaming]) -> None:
     assert_streaming_contract(make())
@@ -342,45 +318,9 @@ def test_a_bank_of_several_signals_is_the_sum_of_their_banks() -> None:
     torch.testing.assert_close(heard(moving), sum(heard(moving[:, i : i + 1]) for i in range(3)), atol=1e-5, rtol=0)
 
 
-def pulses_of(x: torch.Tensor) -> np.ndarray:
-    """x [samples] -> what ``PeriodPulses`` makes of its whole hops."""
-    layer = period_pulses()
-    with torch.no_grad():
-        return layer.step(x[None, : len(x) // HOP * HOP].double(), layer.init_state(1))[0][0].numpy()
-
-
-@pytest.mark.parametrize("hertz", [110.0, 220.0, 440.0, 880.0])
-def test_pulses_have_all_partials_of_the_pitch_and_nothing_between(hertz: float) -> None:
-    time_s = torch.arange(72_000, dtype=torch.float64) / 48_000
-    tone = 0.1 * torch.sin(2 * torch.pi * hertz * time_s) + 0.02 * torch.sin(4 * torch.pi * hertz * time_s + 1.0)
-    pulses = pulses_of(tone.float())[-48_000:]
-    assert 0.9 < np.sqrt(np.square(pulses).mean()) < 1.1
-    spectrum = np.abs(np.fft.rfft(pulses * np.hanning(48_000))) + 1e-9
-    at = np.round(hertz * np.arange(1, int(6000 / hertz) + 1)).astype(int)
-    partials = 20 * np.log10(spectrum[at] / spectrum[at[0]])
-    np.testing.assert_allclose(partials, -4.34 * (at / 6000) ** 2, atol=1.0)
-    between = np.abs(np.arange(len(spectrum)) - hertz * np.round(np.arange(len(spectrum)) / hertz)) > 5
-    assert 20 * np.log10(spectrum[between].max() / spectrum[at[0]]) < -35
-
-
-def test_pulses_do_not_depend_on_how_loud_the_tone_is_or_how_strong_its_lowest_partial() -> None:
-    time_s = torch.arange(48_000, dtype=torch.float64) / 48_000
-    low, high = (torch.sin(2 * torch.pi * hertz * time_s) for hertz in (200.0, 2000.0))
-    loud, quiet, bright = (pulses_of(x.float()) for x in (0.5 * low, 5e-4 * low, 0.02 * low + 0.3 * high))
-    late = slice(24_000, None)
-    np.testing.assert_allclose(quiet[late], loud[late], atol=2e-3 * loud.max())
-    np.testing.assert_allclose(bright[late], loud[late], atol=0.15 * loud.max())
-
-
-@pytest.mark.parametrize(
-    ("clip", "hertz"), [("alto_sax_a3.flac", 440.2), ("alto_sax_e4.flac", 659.5), ("vibraphone_418hz.flac", 418.0)]
-)
-def test_pulses_keep_the_period_of_real_notes(clip: str, hertz: float) -> None:
-    note = torch.from_numpy(read_mono(Path(__file__).parent / "data" / clip, 48_000).copy())[4_800:28_800]
-    pulses = pulses_of(note)[4_800:]
-    crests = np.flatnonzero((pulses[1:-1] > pulses[:-2]) & (pulses[1:-1] >= pulses[2:]) & (pulses[1:-1] > 1.0))
-    periods = np.diff(crests) / 48_000 * hertz
-    assert np.mean(np.abs(periods - 1.0) < 0.05) > 0.95, np.unique(periods.round(2))
+def test_lowpass_has_unit_gain_at_zero_frequency() -> None:
+    out = HopLowpass(HOP, 64, 0.9)(torch.ones(1, 1, SPEC.analysis_window_samples))
+    np.testing.assert_allclose(out.numpy(), 1.0, atol=1e-5)
 
 
 def test_envelope_of_a_steady_sine_is_its_root_mean_square() -> None:
@@ -449,8 +389,9 @@ def test_excitations_scale_with_the_input() -> None:
     start = model.init_state(1)
     frames, _ = model.framer(x[:, None], start.framer)
     frames = frames[:, :, 0]
-    one, _ = model._excite(x, frames, start)
-    half, _ = model._excite(0.5 * x, 0.5 * frames, start)
+    level, noise = model.envelope.init_state(1), model.noise.init_state(1)
+    one, *_ = model._excite(x, frames, 0.5 * x, level, noise)
+    half, *_ = model._excite(0.5 * x, 0.5 * frames, 0.25 * x, level, noise)
     assert one.shape[1] == len(SIGNALS) - 1
     torch.testing.assert_close(half[..., 5 * HOP :], 0.5 * one[..., 5 * HOP :], rtol=2e-2, atol=2e-4)
 

@@ -105,7 +105,6 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
         ("[loss]\nfft_sizes = [256]\n", "loss.mel_band_counts: needs one value for each of the 1 fft_sizes, got 5"),
         ("[loss]\nfft_sizes_per_step = 6\n", "loss.fft_sizes_per_step: must lie between 0 and 5, got 6"),
         ("[model]\nhidden = 0\n", "model.hidden: must be at least 2, got 0"),
-        ("[model]\npulse_reach_hz = 50\n", "model.pulse_reach_hz: must lie between 100 and 10000, got 50"),
         ('[model]\nbody = "wide"\n', "model.body: must be one of recurrent, lstm, convolutional, unet, got 'wide'"),
         ('[model]\nsignals = ["noise", "noise"]\n', "model.signals: must be some of input, driven, pulses, noise"),
         ('[model]\nanswer = "spectrum"\n[loss]\nsteadiness = 1.0\n', "loss.steadiness: holds gains still"),

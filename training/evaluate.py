@@ -230,6 +230,10 @@ def evaluate(
             "styles_of_voices": of_voices["styles"],
         }
     accuracy = recogniser.accuracy
+    partials = {
+        style: mean_of(measures.partials_db(recording.audio(), rate) for recording in recordings[style])
+        for style in styles
+    }
     figures = {
         "model": bundle.manifest.name,
         "file": bundle.path.name,
@@ -260,6 +264,7 @@ def evaluate(
             for item, row in zip(items, next(iter(systems[UNCHANGED].values())), strict=True)
         },
         "skipped": notes,
+        "partials_of_recordings_db": partials,
         **code_figures(bundle, styles, recordings, recogniser, options.provider, options.seconds, tell),
         **summaries[MODEL],
         "baselines": {name: summary for name, summary in summaries.items() if name != MODEL},
@@ -451,6 +456,7 @@ def _averages(group: Sequence[Measured], accuracies: Sequence[float]) -> dict[st
         "loudness_correlation": mean_of(row.loudness_correlation for row in group),
         "hop_buzz_db": mean_of(row.hop_buzz_db for row in group),
         "hop_buzz_worst_db": rounded(max(row.hop_buzz_db for row in group)),
+        "partials_db": mean_of(row.partials_db for row in group),
         "clicks_per_minute": rounded(60.0 * sum(row.clicks for row in group) / sum(row.seconds for row in group)),
         "silence_peak_dbfs": rounded(max(row.silence_peak_dbfs for row in group)),
     }

@@ -249,6 +249,30 @@ class FilterBank(nn.Module):
         return (ends * self.fade).sum(dim=2).flatten(1), FilterBankState(last)
 
 
+class HopLowpass(nn.Module):
+    """The newest hop of each frame through a one-pole low-pass, its response cut to ``taps``; unit gain at 0 Hz.
+
+    The frame holds all the past that the filter needs, so there is no state, and a hop is one small matrix product.
+    """
+
+    latency_samples = 0
+    matrix: Tensor  # [taps - 1 + hop, hop]
+
+    def __init__(self, hop_samples: int, taps: int, pole: float) -> None:
+        super().__init__()
+        self.span_samples = taps - 1 + hop_samples
+        response = pole ** np.arange(taps)
+        response /= response.sum()
+        matrix = np.zeros((self.span_samples, hop_samples))
+        for column in range(hop_samples):
+            matrix[column : column + taps, column] = response[::-1]
+        self.register_buffer("matrix", torch.tensor(matrix, dtype=torch.float32), persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """frames [batch, n, window] -> samples [batch, n*hop]."""
+        return torch.matmul(frames[..., -self.span_samples :], self.matrix).flatten(1)
+
+
 @dataclass(frozen=True)
 class EnvelopeState:
     level: Tensor  # [batch, 1]: the envelope at the end of the last hop

@@ -55,6 +55,7 @@ class Measured:
     chroma_correlation: float
     loudness_correlation: float
     hop_buzz_db: float
+    partials_db: float
     clicks: int
     silence_peak_dbfs: float
     loudness_lufs: float
@@ -138,6 +139,7 @@ def measure(
         measures.chroma_correlation(item.chroma, measures.chroma(tracked), item.sounding),
         measures.loudness_correlation(item.tracked, tracked),
         measures.hop_buzz_db(item.audio, out, hop_samples),
+        measures.partials_db(out, sample_rate),
         measures.added_clicks(item.audio, out, sample_rate),
         measures.peak_dbfs(after),
         loudness_lufs(out, sample_rate),

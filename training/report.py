@@ -72,12 +72,24 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         means[-1].caption, means[-1].caption_justify = _first_and_later(figures[key]), "left"
         for name, system in {figures["file"]: figures, **figures["baselines"]}.items():
             means[-1].add_row(name, *cells(system[key]), f"{system[key]['level_spread_lu']:.1f}")
-    return [judge, per_input, *per_style, *means, *_reconstruction(figures)]
+    return [judge, per_input, *per_style, *means, _partials(figures), *_reconstruction(figures)]
 
 
 def _first_and_later(mean: dict[str, Any]) -> str:
     first, later = mean["style_accuracy_first"], mean["style_accuracy_later"]
     return "" if later is None else f"style in the first excerpt of each input {first:.0%}, in later ones {later:.0%}"
+
+
+def _partials(figures: dict[str, Any]) -> Table:
+    """Whether what is made has partials where recordings have them, of the inputs of one pitch if there are any."""
+    kind = "" if figures["styles_of_voices"] is None else "_of_voices"
+    systems = {figures["file"]: figures, **figures["baselines"]}
+    title = "How far partials stand out from 3 to 7.5 kHz, dB (noise: 6.3)"
+    grid = _grid(title, "style", "recordings", *systems)
+    for style, real in figures["partials_of_recordings_db"].items():
+        made = (system[f"styles{kind}"].get(style, {}).get("partials_db") for system in systems.values())
+        grid.add_row(style, *("-" if value is None else f"{value:.1f}" for value in (real, *made)))
+    return grid
 
 
 def _reconstruction(figures: dict[str, Any]) -> list[Table]:

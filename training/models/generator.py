@@ -1,14 +1,14 @@
 """The style-conditioned causal generators: a body that hears the levels of bands, steered by the style vector.
 
 The usual one sets gains. Four signals are analysed: the input; the input driven hard (odd harmonics); a pulse per
-period of its lowest partial (all partials alike, even under a dull or pure tone); and noise. All scale with the
+period made from its low end (a full harmonic series even under a dull or pure tone); and noise. All scale with the
 input's own level, so silence in is silence out and loudness follows the playing. The body sets one smooth gain curve
 per signal and hop; the filtered signals add up to the output. The other one writes the output's spectrum itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from training.layers import (
     FramerState,
     Gru,
     GruState,
+    HopLowpass,
     Lstm,
     LstmState,
     Noise,
@@ -34,7 +35,6 @@ from training.layers import (
     whole_hops,
 )
 from training.models import ANSWERS
-from training.models.pulses import PeriodPulses, PeriodPulsesState
 from training.models.unet import BANDS_STEP as UNET_STEP
 from training.models.unet import UNet, UNetState
 
@@ -58,7 +58,9 @@ class GeneratorConfig:
     band_count: int = 64
     hidden: int = 192
     drive: float = 8.0
-    pulse_reach_hz: float = 6000.0
+    pulse_sharpness: float = 4.0
+    lowpass_taps: int = 64
+    lowpass_pole: float = 0.9
     envelope_hops: int = 4
     code_size: int = 8  # learned numbers per hop of an autoencoder's code, beside pitch, periodicity and level
     code_levels: int = 7  # that each of them can have
@@ -69,7 +71,7 @@ class GeneratorConfig:
                 raise ValueError(f"model.{field}: must be one of {', '.join(known)}, got '{getattr(self, field)}'")
         if not self.signals or len(set(self.signals)) != len(self.signals) or not set(self.signals) <= set(SIGNALS):
             raise ValueError(f"model.signals: must be some of {', '.join(SIGNALS)}, each once; got {[*self.signals]}")
-        for field in ("style_dim", "band_count", "hidden", "envelope_hops"):
+        for field in ("style_dim", "band_count", "hidden", "lowpass_taps", "envelope_hops"):
             if getattr(self, field) < 2:
                 raise ValueError(f"model.{field}: must be at least 2, got {getattr(self, field)}")
         for field, least, most in (("code_size", 1, 256), ("code_levels", 2, 4096)):
@@ -81,8 +83,8 @@ class GeneratorConfig:
             )
         if self.body == "unet" and self.answer != "gains":
             raise ValueError("model.body: 'unet' answers with gains; take another body, or leave model.answer out")
-        if not 100.0 <= self.pulse_reach_hz <= 10000.0:
-            raise ValueError(f"model.pulse_reach_hz: must lie between 100 and 10000, got {self.pulse_reach_hz:g}")
+        if not 0.0 < self.lowpass_pole < 1.0:
+            raise ValueError(f"model.lowpass_pole: must lie between 0 and 1, got {self.lowpass_pole:g}")
         if not self.drive > 0.0:
             raise ValueError(f"model.drive: must be above 0, got {self.drive:g}")
 
@@ -100,7 +102,6 @@ class GeneratorState:
     framer: FramerState
     envelope: EnvelopeState | Nothing
     noise: NoiseState | Nothing
-    pulses: PeriodPulsesState | Nothing
     made: FramerState | Nothing
     body: BodyState
     bank: FilterBankState
@@ -216,7 +217,9 @@ class Generator(ListeningBody):
     def __init__(self, spec: SpectralSpec, config: GeneratorConfig) -> None:
         super().__init__(spec, config, 0, len(config.signals) * config.band_count)
         hop, window = spec.hop_samples, spec.analysis_window_samples
-        self.pulses = PeriodPulses(spec, config.pulse_reach_hz) if "pulses" in config.signals else None
+        self.lowpass = HopLowpass(hop, config.lowpass_taps, config.lowpass_pole)
+        if self.lowpass.span_samples > window:
+            raise ValueError(f"model.lowpass_taps: must be at most {window - hop + 1}, got {config.lowpass_taps}")
         self.envelope = Envelope(spec.analysis_window(), hop, config.envelope_hops * hop)
         self.noise = Noise(hop)
         made = len(config.signals) - ("input" in config.signals)
@@ -237,44 +240,48 @@ class Generator(ListeningBody):
             framer=self.framer.init_state(batch),
             envelope=self.envelope.init_state(batch) if self.made else Nothing(),
             noise=self.noise.init_state(batch) if self.made else Nothing(),
-            pulses=self.pulses.init_state(batch) if self.pulses else Nothing(),
             made=self.made.init_state(batch) if self.made else Nothing(),
             body=self.body.init_state(batch),
             bank=self.bank.init_state(batch),
         )
 
-    def _excite(self, audio: Tensor, frames: Tensor, state: GeneratorState) -> tuple[Tensor, GeneratorState]:
-        """audio [batch, time], its frames [batch, n, window] -> what is made [batch, made, time]."""
-        assert not isinstance(state.envelope, Nothing) and not isinstance(state.noise, Nothing)
-        level, envelope = self.envelope(frames, state.envelope)
-        white, noise = self.noise(audio, state.noise)
-        pulses, known = state.pulses, {"noise": white, "driven": torch.tanh(self.config.drive * audio / level)}
-        if self.pulses is not None:
-            assert not isinstance(pulses, Nothing)
-            known["pulses"], pulses = self.pulses(frames, pulses)
+    def _excite(
+        self, audio: Tensor, frames: Tensor, low: Tensor, envelope: EnvelopeState, noise: NoiseState
+    ) -> tuple[Tensor, EnvelopeState, NoiseState]:
+        """audio and its low end [batch, time], frames [batch, n, window] -> what is made [batch, made, time]."""
+        level, envelope = self.envelope(frames, envelope)
+        level = level[:, None]
+        white, noise = self.noise(audio, noise)
+        scaled = torch.stack([audio, low], dim=1) / level
+        sharpness = self.config.pulse_sharpness
+        driven = torch.tanh(self.config.drive * scaled[:, :1])
+        pulses = torch.exp((scaled[:, 1:] * (sharpness / 1.5)).clamp_max(sharpness)) * np.exp(-sharpness)
         # The floor of the level must not make noise out of silence.
         audible = (level - FLOOR_LEVEL).clamp_min(0.0)
-        made = torch.stack([known[name] for name in self.config.signals if name in known], dim=1)
-        return made * audible[:, None], replace(state, envelope=envelope, noise=noise, pulses=pulses)
+        known = {"driven": driven, "pulses": pulses, "noise": white[:, None]}
+        made = torch.cat([known[name] for name in self.config.signals if name in known], dim=1)
+        return made * audible, envelope, noise
 
     def forward(self, audio: Tensor, style: Tensor, state: GeneratorState) -> tuple[Tensor, GeneratorState]:
         """audio [batch, n*hop], style [batch, style_dim] -> audio [batch, n*hop] and the state after it."""
         hops = whole_hops(audio.shape[-1], self.spec.hop_samples, "Generator")
         batch, signals = audio.shape[0], self.config.signals
         frames, framer = self.framer(audio[:, None], state.framer)  # [batch, n, 1, window]
+        envelope, noise, made_state = state.envelope, state.noise, state.made
         heard = [frames * self.window] + [frames] * ("input" in signals)
         if self.made is not None:
-            assert isinstance(state.made, FramerState)
-            excitations, state = self._excite(audio, frames[:, :, 0], state)
-            made, made_state = self.made(excitations, state.made)
-            state = replace(state, made=made_state)
+            assert not isinstance(envelope, Nothing) and not isinstance(noise, Nothing)
+            assert isinstance(made_state, FramerState)
+            low = self.lowpass(frames[:, :, 0])
+            excitations, envelope, noise = self._excite(audio, frames[:, :, 0], low, envelope, noise)
+            made, made_state = self.made(excitations, made_state)
             heard.append(made)
         spectra = self.dft(torch.cat(heard, dim=2))
         measured, spectra = spectra.reshape(batch, hops, len(signals) + 1, 2, -1).split([1, len(signals)], dim=2)
 
         gains, body = self.decide(measured[:, :, 0], style, state.body)
         out, bank = self.bank(spectra, gains, state.bank)
-        return out, replace(state, framer=framer, body=body, bank=bank)
+        return out, GeneratorState(framer, envelope, noise, made_state, body, bank)
 
     def decide(self, heard: Tensor, style: Tensor, state: BodyState) -> tuple[Tensor, BodyState]:
         """Spectra of the windowed input [batch, n, re|im, bins] -> gains in nepers at hop ends [batch, n, signals,
