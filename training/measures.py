@@ -21,6 +21,7 @@ from training.librosa_once import librosa
 Audio = NDArray[np.float32]
 
 PARTIALS_HZ = (3_000.0, 7_500.0)  # between which mel bands hold several of them
+AROUND_BINS = 25  # a partial is compared with; 600 Hz at 48 kHz
 TRACK_RATE = 16_000  # of pitch, onsets, chroma and loudness; what is asked for must have this rate
 TRACK_HOP = 320  # 20 ms
 SOUNDING_DB = 30.0  # a frame no more than so far below the loudest one sounds
@@ -219,7 +220,7 @@ def partials_db(audio: Audio, sample_rate: int) -> float:
     power = np.square(np.abs(librosa.stft(audio, n_fft=size, hop_length=size // 4, center=False)))  # [bins, frames]
     level = power.sum(axis=0)
     power = power[:, level > max(0.05 * level.max(), 1e-6)]
-    around = uniform_filter1d(power, 25, axis=0) + 1e-30
+    around = uniform_filter1d(power, AROUND_BINS, axis=0) + 1e-30
     first, last = (round(hertz * size / sample_rate) for hertz in PARTIALS_HZ)
     apart = np.sort(power[first:last] / around[first:last], axis=0)
     if not apart.size:

@@ -36,6 +36,11 @@ def _grid(title: str, name: str, *headings: str) -> Table:
     return grid
 
 
+def _systems(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The model and its baselines, by their names."""
+    return {figures["file"]: figures, **figures["baselines"]}
+
+
 def tables(figures: dict[str, Any]) -> list[Table]:
     """For a terminal: the recogniser itself, the model per input and per style, and all systems in the mean."""
 
@@ -70,7 +75,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         title = f"{figures['file']} beside its baselines, mean over styles, {of}"
         means.append(_grid(title, "", *headings, "levels\nLU"))
         means[-1].caption, means[-1].caption_justify = _first_and_later(figures[key]), "left"
-        for name, system in {figures["file"]: figures, **figures["baselines"]}.items():
+        for name, system in _systems(figures).items():
             means[-1].add_row(name, *cells(system[key]), f"{system[key]['level_spread_lu']:.1f}")
     return [judge, per_input, *per_style, *means, _partials(figures), *_reconstruction(figures)]
 
@@ -83,7 +88,7 @@ def _first_and_later(mean: dict[str, Any]) -> str:
 def _partials(figures: dict[str, Any]) -> Table:
     """Whether what is made has partials where recordings have them, of the inputs of one pitch if there are any."""
     kind = "" if figures["styles_of_voices"] is None else "_of_voices"
-    systems = {figures["file"]: figures, **figures["baselines"]}
+    systems = _systems(figures)
     title = "How far partials stand out from 3 to 7.5 kHz, dB (noise: 6.3)"
     grid = _grid(title, "style", "recordings", *systems)
     for style, real in figures["partials_of_recordings_db"].items():
@@ -114,7 +119,7 @@ def draw(path: Path, evaluation: Evaluation) -> None:
     from matplotlib.figure import Figure
 
     figures, example = evaluation.figures, evaluation.example
-    styles, systems = list(figures["styles"]), {figures["file"]: figures, **figures["baselines"]}
+    styles, systems = list(figures["styles"]), _systems(figures)
     columns = 4
     rows = 1 + math.ceil((len(example.sounds) - 1) / columns)
     figure = Figure(figsize=(16, 6 + 2 * rows), layout="constrained")
