@@ -148,12 +148,16 @@ def test_plain_values_and_back(tmp_path: Path) -> None:
         ("[adversary]\nrecognisers = ['a']\n", "adversary.recognisers: need adversary.style_weight above zero"),
         (
             "[adversary]\nweight = 1\nstyle_weight = 1\nclassifiers = 0\n",
-            "adversary.classifiers: none, and no adversary.recognisers; one of them has to know styles",
+            "adversary.classifiers: none, and no adversary.recognisers or listeners; one of them has to know styles",
         ),
         (
             "[adversary]\nweight = 1\nstyle_weight = 1\nclassifiers = 0\nrecognisers = ['a']\n"
             "pretraining_phrases = 4\n",
-            "adversary.pretraining_phrases: needs adversary.classifiers above zero",
+            "adversary.pretraining_phrases: needs adversary.classifiers or listeners above zero",
+        ),
+        (
+            "[adversary]\nweight = 1\nstyle_weight = 1\nclassifiers = 0\nlisteners = 2\n",
+            "adversary.listeners: need adversary.pretraining_phrases above zero, to learn from",
         ),
         (
             "[adversary]\nweight = 1\nstyle_weight = 1\nrecognisers = ['a']\nlikeness_weight = 4\n",

@@ -218,11 +218,12 @@ def train(
                     lambda what, at, of: status.update(f"{what}: {at} of {of}"),
                 )
                 teachers = prepare_teachers(
-                    plan, library, cache, lambda what, at, of: status.update(f"{what}: {at} of {of}")
+                    plan, library, cache, lambda what, at, of: status.update(f"{what}: {at} of {of}"), phrases
                 )
         _describe(console, plan, library, phrases)
         if teachers:
-            console.print(f"the classifier knows {teachers.known:.0%} of phrases that it never heard", highlight=False)
+            for name, share in teachers.known.items():
+                console.print(f"{name} knows {share:.0%} of phrases that it never heard", highlight=False)
         if checkpoint:
             console.print(f"goes on from step {done} of {plan.trainer.steps} in {checkpoint}", markup=False)
         elif begin_with:

@@ -244,13 +244,18 @@ def ms_ssim(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 @lru_cache
-def mel_matrix(sample_rate: int, fft_size: int, bands: int) -> Tensor:
-    """[bands, bins]: rows of triangles on the mel scale that each add up to one; empty bands are left out."""
+def mel_matrix(sample_rate: int, fft_size: int, bands: int, highest_hz: float | None = None) -> Tensor:
+    """[bands, bins]: rows of triangles on the mel scale that each add up to one; empty bands are left out.
+
+    Up to ``highest_hz``, or to half the sample rate.
+    """
     from training.librosa_once import librosa
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # librosa warns of the empty bands that the next line takes out
-        matrix = torch.tensor(librosa.filters.mel(sr=sample_rate, n_fft=fft_size, n_mels=bands, norm=None))
+        matrix = torch.tensor(
+            librosa.filters.mel(sr=sample_rate, n_fft=fft_size, n_mels=bands, fmax=highest_hz, norm=None)
+        )
     matrix = matrix[matrix.sum(dim=1) > 0]
     return matrix / matrix.sum(dim=1, keepdim=True)
 

@@ -522,6 +522,10 @@ class PhraseSampler:
     def __contains__(self, style: int) -> bool:
         return bool(self._by_style[style])
 
+    def names(self, style: int) -> list[str]:
+        """Of the renderings in a style; they change with what is heard in them."""
+        return [rendering.path.name for rendering in self._by_style[style]]
+
     def draw(self, style: int, samples: int, random: np.random.Generator) -> NDArray[np.float32]:
         """[samples] of a phrase in a style that has some."""
         rendering = self._by_style[style][int(random.integers(len(self._by_style[style])))]

@@ -255,18 +255,19 @@ class AdversaryConfig:
     weight: float = 0.0  # of deceiving the critic
     loss: str = "hinge"  # of critic and generator about it: hinge, least_squares or bce
     feature_weight: float = 0.0  # of sounding to the critic's layers as the target does
-    style_weight: float = 0.0  # of being taken for the style meant by classifiers and recognisers; zero: none of them
+    style_weight: float = 0.0  # of being taken for the style meant by those who know styles; zero: none of them
     likeness_weight: float = 0.0  # of being spread, in their scores, as the style's recordings are
     cross_share: float = 0.4  # of rows that are to become another style; only judges and their level judge them
     blend_share: float = 0.0  # of those, to become a blend of styles; only level and playing judge them
     switching: bool = False  # of segments in a row each becomes a style of its own, as on stage
     start_step: int = 0  # up to here the generator learns alone
     head_start_steps: int = 0  # from there on the critic learns alone, while the generator stands still
-    pretraining_phrases: int = 0  # of each style, from which the classifier learns before the run; zero: beside it
-    classifiers: int = 1  # that learned apart and take turns in judging; zero: the recognisers alone
+    pretraining_phrases: int = 0  # of each style, from which classifiers and listeners learn before the run
+    classifiers: int = 1  # that learned apart and take turns in judging; zero: only recognisers and listeners
     attacked_classifiers: int = 0  # of them, that learned from sounds made misleading
     attack_db: float = 1.0  # by so much at most at each place of what they heard
     recognisers: tuple[str, ...] = ()  # checkpoints of runs of recognise.toml with these styles, which judge them too
+    listeners: int = 0  # that learned from phrases, each by another ear, and judge them too; see models/listener.py
     speed_semitones: float = 0.0  # up to so much faster or slower than it was made do those hear a sound
     witness: bool = True  # with pretraining, a recogniser learns too, which never teaches and chooses best.ckpt
     learning_rate: float = 5e-4  # of critic and classifier
@@ -279,7 +280,7 @@ class AdversaryConfig:
         _at_least(self, at, 0, "head_start_steps", "pretraining_phrases", "attacked_classifiers", "attack_db")
         _at_least(self, at, 0, "speed_semitones")
         _at_most(self, at, 24, "speed_semitones")
-        _at_least(self, at, 0, "classifiers")
+        _at_least(self, at, 0, "classifiers", "listeners")
         _chances(self, at, "cross_share", "blend_share")
         if self.learning_rate <= 0:
             raise ValueError(f"adversary.learning_rate: must be above zero, got {self.learning_rate:g}")
@@ -297,12 +298,14 @@ class AdversaryConfig:
             )
         if self.recognisers and not self.style_weight:
             raise ValueError("adversary.recognisers: need adversary.style_weight above zero")
-        if self.style_weight and not self.classifiers and not self.recognisers:
+        if self.style_weight and not self.classifiers and not self.recognisers and not self.listeners:
             raise ValueError(
-                "adversary.classifiers: none, and no adversary.recognisers; one of them has to know styles"
+                "adversary.classifiers: none, and no adversary.recognisers or listeners; one of them has to know styles"
             )
-        if self.pretraining_phrases and not self.classifiers:
-            raise ValueError("adversary.pretraining_phrases: needs adversary.classifiers above zero")
+        if self.pretraining_phrases and not self.classifiers and not self.listeners:
+            raise ValueError("adversary.pretraining_phrases: needs adversary.classifiers or listeners above zero")
+        if self.listeners and not self.pretraining_phrases:
+            raise ValueError("adversary.listeners: need adversary.pretraining_phrases above zero, to learn from")
         if self.likeness_weight and not self.pretraining_phrases and (self.classifiers or not self.recognisers):
             raise ValueError(
                 "adversary.likeness_weight: needs adversary.pretraining_phrases above zero; a classifier that still "
@@ -723,6 +726,7 @@ def quick_look(recipe: Recipe) -> Recipe:
             pretraining_phrases=4 if alone else min(adversary.pretraining_phrases, 4),
             classifiers=1,
             recognisers=(),
+            listeners=min(adversary.listeners, 1),
             attacked_classifiers=min(adversary.attacked_classifiers, 1),
             witness=False,
         ),

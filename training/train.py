@@ -33,6 +33,7 @@ from training.beginning import load_beginning
 from training.checkpoint import AtomicCheckpointIO, CheckpointError, check_resumable, load_recogniser, objective_of
 from training.library import SPLITS, ExcerptSampler, Library
 from training.models.classifier import Pretraining, StyleClassifier, load_or_pretrain
+from training.models.listener import EARS, Lesson, Listener, Material, load_or_teach
 from training.models.recogniser import Recogniser, RecogniserConfig, is_class, load_or_train
 from training.models.recogniser_judge import RecogniserJudge
 from training.ngrams import perplexity, witten_bell
@@ -69,21 +70,30 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Teachers:
-    """What learned from real recordings before a run: a classifier that judges in it, and a recogniser that only says
-    at each validation how much it takes for the style asked for; None where there are too few recordings for one."""
+    """What learned from real recordings before a run: classifier and listeners, which judge in it, and a recogniser
+    that only says at each validation how much it takes for the style asked for; None where the recipe wants none or
+    there are too few recordings for one."""
 
-    classifier: StyleClassifier
-    known: float  # share of phrases of unheard recordings that the classifier takes for their style
+    classifier: StyleClassifier | None
+    known: dict[str, float]  # share of phrases of unheard recordings that each takes for their style, by name
     witness: Recogniser | None
+    listeners: tuple[Listener, ...] = ()
 
 
 def prepare_teachers(
-    recipe: Recipe, library: Library, cache: Path, progress: Callable[[str, int, int], None]
+    recipe: Recipe,
+    library: Library,
+    cache: Path,
+    progress: Callable[[str, int, int], None],
+    phrases: PhraseBank | None = None,
 ) -> Teachers | None:
-    """Those of this recipe and its recordings, if it wants any; learned once and kept in ``cache``."""
-    if not recipe.adversary.pretraining_phrases:
+    """Those of this recipe and its recordings, if it wants any; learned once and kept in ``cache``.
+
+    ``phrases``: what ``render_phrases`` made of them, for the listeners.
+    """
+    adversary, rate = recipe.adversary, recipe.spectral.sample_rate
+    if not adversary.pretraining_phrases:
         return None
-    adversary = recipe.adversary
     usual = Pretraining(adversary.pretraining_phrases, seed=recipe.trainer.seed)
     lessons = [
         replace(
@@ -94,13 +104,24 @@ def prepare_teachers(
         for voice in range(adversary.classifiers)
     ]
     splits = [(style.train, (*style.validation, *style.test)) for style in library.styles]
-    classifier, known = load_or_pretrain(splits, recipe.spectral.sample_rate, lessons, cache, progress)
+    classifier, known = None, {}
+    if lessons:
+        classifier, known["the classifier"] = load_or_pretrain(splits, rate, lessons, cache, progress)
+    sampler = PhraseSampler(phrases) if phrases is not None else None
+    material = [Material(row, *split, sampler) for row, split in enumerate(splits)]
+    listeners = []
+    for number in range(adversary.listeners):
+        lesson = Lesson(EARS[number % len(EARS)], adversary.pretraining_phrases, recipe.trainer.seed + number)
+        of = f" {number + 1} of {adversary.listeners}"
+        told = lambda what, done, total, of=of: progress(what + of, done, total)  # noqa: E731
+        listener, known[f"listener {number + 1}"] = load_or_teach(material, rate, lesson, cache, told)
+        listeners.append(listener)
     groups = {style.id: (*style.train, *style.validation, *style.test) for style in library.styles}
     witness = None
     if recipe.adversary.witness and all(is_class(group) for group in groups.values()):
         config = RecogniserConfig(seed=recipe.trainer.seed + 1)
         witness = load_or_train(groups, config, cache, lambda done, of: progress("training the witness", done, of))
-    return Teachers(classifier, known, witness)
+    return Teachers(classifier, known, witness, tuple(listeners))
 
 
 def read_judges(recipe: Recipe) -> tuple[RecogniserJudge, ...]:
@@ -393,10 +414,11 @@ def run_training(
     if options.begin_with and not resume:
         module.begin_with(load_beginning(options.begin_with))
     if isinstance(module, RestoreObjective):
-        module.recognisers = read_judges(recipe)
+        module.style_judges = (*read_judges(recipe), *(teachers.listeners if teachers else ()))
     if teachers is not None:
         assert isinstance(module, RestoreObjective)
-        module.classifier.load_state_dict(teachers.classifier.state_dict())
+        if teachers.classifier is not None:
+            module.classifier.load_state_dict(teachers.classifier.state_dict())
         module.witness = teachers.witness
     last = out / f"{LAST}.ckpt"
     stop = GracefulStop(last, options.max_minutes)

@@ -42,10 +42,10 @@ def _uniform(random: torch.Generator, low: float, high: float, *shape: int) -> T
     return low + (high - low) * torch.rand(*shape, generator=random, device=random.device)
 
 
-def played_elsewhere(power: Tensor, random: torch.Generator) -> Tensor:
+def played_elsewhere(power: Tensor, random: torch.Generator, equaliser_db: float = EQUALISER_DB) -> Tensor:
     """Mel power [batch, bands, frames] through a random equaliser, on random hiss: the same shape."""
     batch, bands, _ = power.shape
-    knots = _uniform(random, -EQUALISER_DB, EQUALISER_DB, batch, 1, EQUALISER_KNOTS)
+    knots = _uniform(random, -equaliser_db, equaliser_db, batch, 1, EQUALISER_KNOTS)
     curve = nn.functional.interpolate(knots, size=bands, mode="linear", align_corners=True)
     cutoff = _uniform(random, 0.6, 1.6, batch, 1, 1) * bands
     beyond = (torch.arange(bands, device=power.device) - cutoff).clamp_min(0.0)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from training.models.classifier import Opinion, StyleClassifier, at_other_speeds, hit_rate, style_loss
 from training.models.critic import Critic, Verdict, critic_loss, deception_loss, feature_loss
-from training.models.recogniser_judge import RecogniserJudge
 from training.objectives.likeness import StyleMemory
 from training.recipe import AdversaryConfig
 
@@ -66,20 +65,21 @@ class Judges:
 
     critic: Critic
     classifier: StyleClassifier | None = None
-    recognisers: Sequence[RecogniserJudge] = ()
+    style_judges: Sequence[nn.Module] = ()
+    """Recognisers and listeners: audio and a random generator in, scores out; they stay as they are."""
     memory: StyleMemory | None = None
     """Of how styles sounded to them in earlier steps."""
 
     @property
     def know_styles(self) -> bool:
-        return self.classifier is not None or bool(self.recognisers)
+        return self.classifier is not None or bool(self.style_judges)
 
     def name_style(self, audio: Tensor, random: torch.Generator) -> Opinion:
-        """What is said of audio [batch, samples], by weights that this cannot move; each recogniser is one part."""
+        """What is said of audio [batch, samples], by weights that this cannot move; each style judge is one part."""
         opinions: list[Opinion] = []
         if self.classifier is not None:
             opinions.append(_frozen(self.classifier, audio, random))
-        for number, judge in enumerate(self.recognisers):
+        for number, judge in enumerate(self.style_judges):
             scores = judge(audio, random)[None]
             opinions.append(Opinion(scores, scores, (-1 - number,)))
         scores, undropped, parts = zip(*opinions, strict=True)

@@ -31,7 +31,6 @@ from training.models.encoder import StyleEncoder
 from training.models.generator import SpectrumGenerator
 from training.models.noise_player import NoisePlayer
 from training.models.recogniser import Recogniser
-from training.models.recogniser_judge import RecogniserJudge
 from training.objectives.judges import Hearing, Judges, critic_lesson, hear_judges
 from training.objectives.likeness import StyleMemory
 from training.objectives.objective import Objective, learning_rate_factor
@@ -106,8 +105,8 @@ class RestoreObjective(Objective):
         self._heard: list[tuple[Tensor, LossTerms, Tensor]] = []
         self._media: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._excerpt: _Excerpt | None = None
-        self.recognisers: tuple[RecogniserJudge, ...] = ()
-        """Judge style beside the classifier, and stay as they are."""
+        self.style_judges: tuple[nn.Module, ...] = ()
+        """Recognisers and listeners: they judge style beside the classifier, and stay as they are."""
         self.witness: Recogniser | None = None
         """Says at each validation which style it hears; it never teaches."""
         self.testified: list[Tensor] = []
@@ -218,7 +217,7 @@ class RestoreObjective(Objective):
     # -- Lightning ----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        for judge in self.recognisers:  # no weights of the run's own, so that no checkpoint has them
+        for judge in self.style_judges:  # no weights of the run's own, so that no checkpoint has them
             judge.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -310,7 +309,7 @@ class RestoreObjective(Objective):
     def judges(self) -> Judges:
         """Those of this run."""
         classifier = self.classifier if self.recipe.adversary.classifies else None
-        return Judges(self.critic, classifier, self.recognisers, self.memory)
+        return Judges(self.critic, classifier, self.style_judges, self.memory)
 
     @property
     def critic_leads(self) -> bool:
