@@ -77,8 +77,9 @@ def note(name: str) -> Tensor:
     return torch.from_numpy(np.asarray(audio[:rate], dtype=np.float32))[None]
 
 
-def test_a_listener_knows_styles_at_any_loudness_and_points_to_them(place: Place) -> None:
-    listener, known = teach(place.material(), RATE, SMALL)
+@pytest.mark.parametrize("ear", [SMALL.ear, EARS[0]])
+def test_a_listener_knows_styles_at_any_loudness_and_points_to_them(place: Place, ear: Ear) -> None:
+    listener, known = teach(place.material(), RATE, dataclasses.replace(SMALL, ear=ear))
     assert known > 0.7  # sax and vibraphone are not hard to tell apart
     for row, name in enumerate(("alto_sax_e4", "vibraphone_418hz")):
         heard = note(name).expand(8, -1).clone().requires_grad_()

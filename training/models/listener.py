@@ -35,6 +35,7 @@ EMBEDDING = 24  # so few that it cannot know its recordings by heart
 DROPOUT = 0.3
 RANGE_DB = 60.0  # what lies further below the loudest place is not heard
 EQUALISER_DB = 9.0  # a generator learns filters soonest; they must not pass for a style
+LOUDEST = 1e4  # place of a phrase in half precision, so that what lies RANGE_DB below it is told exactly enough
 PLAYED_SHARE = 0.4  # of what it learns from is played by the sampler, the rest laid from recordings
 PLAYED_SEMITONES = 5.0  # tape speed of what the sampler plays, both ways
 SHORTEST_SHARE = 0.3  # of a phrase that is heard at a time
@@ -138,7 +139,7 @@ class Material:
             phrase = draw_phrase(self.recordings, RecogniserConfig(), random, sample_rate)
         if random.uniform() < lesson.room_chance:
             phrase = in_a_room(phrase, random, sample_rate)
-        return phrase / max(float(np.abs(phrase).max()), 1e-5)
+        return phrase
 
 
 def teach(
@@ -160,7 +161,8 @@ def teach(
         count = lesson.phrases_per_style * len(styles)
         for number in range(count):
             phrase = styles[number % len(styles)].draw(lesson, random, sample_rate)
-            heard.append(listener.power(torch.from_numpy(phrase)[None]).half())
+            power = listener.power(torch.from_numpy(phrase)[None])
+            heard.append((power * (LOUDEST / power.amax().clamp_min(1e-12))).half())
             if progress and number % 16 == 15:
                 progress("laying phrases for a listener", number + 1, count)
         labels = torch.arange(count) % len(styles)
