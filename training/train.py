@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from training.augment import raw_samples
 from training.beginning import load_beginning
 from training.checkpoint import AtomicCheckpointIO, CheckpointError, check_resumable, load_recogniser, objective_of
-from training.library import SPLITS, ExcerptSampler, Library
+from training.library import SPLITS, ExcerptSampler, Library, Recording
 from training.models.classifier import Pretraining, StyleClassifier, load_or_pretrain
 from training.models.listener import EARS, Lesson, Listener, Material, load_or_teach
 from training.models.recogniser import Recogniser, RecogniserConfig, is_class, load_or_train
@@ -107,21 +107,35 @@ def prepare_teachers(
     classifier, known = None, {}
     if lessons:
         classifier, known["the classifier"] = load_or_pretrain(splits, rate, lessons, cache, progress)
-    sampler = PhraseSampler(phrases) if phrases is not None else None
-    material = [Material(row, *split, sampler) for row, split in enumerate(splits)]
-    listeners = []
-    for number in range(adversary.listeners):
-        lesson = Lesson(EARS[number % len(EARS)], adversary.pretraining_phrases, recipe.trainer.seed + number)
-        of = f" {number + 1} of {adversary.listeners}"
-        told = lambda what, done, total, of=of: progress(what + of, done, total)  # noqa: E731
-        listener, known[f"listener {number + 1}"] = load_or_teach(material, rate, lesson, cache, told)
-        listeners.append(listener)
+    listeners = _taught_listeners(recipe, splits, phrases, cache, progress)
+    known |= {f"listener {number}": share for number, (_, share) in enumerate(listeners, 1)}
     groups = {style.id: (*style.train, *style.validation, *style.test) for style in library.styles}
     witness = None
     if recipe.adversary.witness and all(is_class(group) for group in groups.values()):
         config = RecogniserConfig(seed=recipe.trainer.seed + 1)
         witness = load_or_train(groups, config, cache, lambda done, of: progress("training the witness", done, of))
-    return Teachers(classifier, known, witness, tuple(listeners))
+    return Teachers(classifier, known, witness, tuple(listener for listener, _ in listeners))
+
+
+def _taught_listeners(
+    recipe: Recipe,
+    splits: Sequence[tuple[Sequence[Recording], Sequence[Recording]]],
+    phrases: PhraseBank | None,
+    cache: Path,
+    progress: Callable[[str, int, int], None],
+) -> list[tuple[Listener, float]]:
+    """The recipe's listeners, each with what it knows; ``splits``: what each style is learned from and tested on."""
+    count, taught = recipe.adversary.listeners, []
+    sampler = PhraseSampler(phrases) if phrases is not None else None
+    material = [Material(row, *split, sampler) for row, split in enumerate(splits)]
+    for number in range(count):
+
+        def told(what: str, done: int, total: int, of: str = f" {number + 1} of {count}") -> None:
+            progress(what + of, done, total)
+
+        lesson = Lesson(EARS[number % len(EARS)], recipe.adversary.pretraining_phrases, recipe.trainer.seed + number)
+        taught.append(load_or_teach(material, recipe.spectral.sample_rate, lesson, cache, told))
+    return taught
 
 
 def read_judges(recipe: Recipe) -> tuple[RecogniserJudge, ...]:
