@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
@@ -152,8 +152,8 @@ def test_missing_the_style_costs_what_its_share_says() -> None:
     assert float(hit_rate(sure, style)) == 0.75
 
 
-# Quieter than this, what lies 60 dB below the loudest place meets the floor of 1e-12; what is heard has a mean of one.
-@given(seed=st.integers(0, 2**31), gain_db=st.floats(-45.0, 30.0, allow_subnormal=False))
+@given(seed=st.integers(0, 2**31), gain_db=st.floats(-60.0, 30.0, allow_subnormal=False))
+@example(seed=252653, gain_db=-59.0)
 def test_colours_keep_to_the_range_and_do_not_hear_loudness(seed: int, gain_db: float) -> None:
     power = torch.rand(2, 40, 9, generator=torch.Generator().manual_seed(seed)) ** 8
     seen, again = (

@@ -89,6 +89,8 @@ def coloured(power: Tensor, random: torch.Generator) -> Tensor:
     """
     batch, bands, frames = power.shape
     power = played_elsewhere(power, random)
+    # Against the loudest place first, so that the logarithm's floor lies below RANGE_DB however quiet all of it is.
+    power = power / power.detach().amax(dim=(1, 2), keepdim=True).clamp_min(1e-30)
     decibels = 10.0 * torch.log10(power.clamp_min(1e-12))
     relative = decibels - decibels.amax(dim=(1, 2), keepdim=True)
     seen = (1.0 + 2.0 * relative / RANGE_DB).clamp_min(-1.0)

@@ -24,7 +24,7 @@ from training.library import Recording, replace_file
 from training.losses import mel_matrix
 from training.models import classifier, recogniser
 from training.models.classifier import LABEL_SMOOTHING, played_elsewhere
-from training.models.recogniser import EXCERPT_SECONDS, RecogniserConfig, draw_phrase, in_a_room
+from training.models.recogniser import EXCERPT_SECONDS, RecogniserConfig, draw_phrase, in_a_room, normalise
 from training.models.recogniser_judge import COLOURED_SHARE
 from training.phrases import PhraseSampler
 
@@ -33,9 +33,8 @@ log = logging.getLogger(__name__)
 CHANNELS = (16, 32, 64, 96)
 EMBEDDING = 24  # so few that it cannot know its recordings by heart
 DROPOUT = 0.3
-RANGE_DB = 60.0  # what lies further below the loudest place is not heard
 EQUALISER_DB = 9.0  # a generator learns filters soonest; they must not pass for a style
-LOUDEST = 1e4  # place of a phrase in half precision, so that what lies RANGE_DB below it is told exactly enough
+LOUDEST = 1e4  # place of a phrase in half precision, so that the quietest that is heard is told exactly enough
 PLAYED_SHARE = 0.4  # of what it learns from is played by the sampler, the rest laid from recordings
 PLAYED_SEMITONES = 5.0  # tape speed of what the sampler plays, both ways
 SHORTEST_SHARE = 0.3  # of a phrase that is heard at a time
@@ -105,9 +104,7 @@ class Listener(nn.Module):
 
     def judge_power(self, power: Tensor) -> Tensor:
         """Mel power [batch, bands, frames], at any level -> scores [batch, styles]."""
-        decibels = 10.0 * torch.log10(power.clamp_min(1e-12))
-        relative = decibels - decibels.amax(dim=(1, 2), keepdim=True)
-        x = self.convolutions((1.0 + relative / RANGE_DB).clamp_min(0.0)[:, None]).flatten(1, 2)
+        x = self.convolutions(normalise(power)).flatten(1, 2)
         return self.score(self.embed(torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)))
 
     def forward(self, audio: Tensor, random: torch.Generator) -> Tensor:
