@@ -21,8 +21,8 @@ from training.library import Library, load_library  # noqa: E402
 from training.models.listener import (  # noqa: E402
     EARS,
     Ear,
-    Lesson,
     Listener,
+    ListeningLesson,
     Material,
     load_or_teach,
     teach,
@@ -33,7 +33,9 @@ from training.train import RunOptions, prepare_teachers, run_training  # noqa: E
 
 RATE = 48_000
 CLIPS = Path(__file__).parent / "data"
-SMALL = Lesson(Ear(1024, 480, 32, 10_000.0), phrases_per_style=48, seed=0, passes=6, batch=8, test_phrases_per_style=8)
+SMALL = ListeningLesson(
+    ear=Ear(1024, 480, 32, 10_000.0), phrases_per_style=48, seed=0, passes=6, batch=8, test_phrases_per_style=8
+)
 RECIPE = f"""{tiny_recipe(0.1)}[adversary]
 weight = 0.3
 style_weight = 0.7

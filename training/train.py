@@ -33,7 +33,7 @@ from training.beginning import load_beginning
 from training.checkpoint import AtomicCheckpointIO, CheckpointError, check_resumable, load_recogniser, objective_of
 from training.library import SPLITS, ExcerptSampler, Library, Recording
 from training.models.classifier import Pretraining, StyleClassifier, load_or_pretrain
-from training.models.listener import EARS, Lesson, Listener, Material, load_or_teach
+from training.models.listener import EARS, Listener, ListeningLesson, Material, load_or_teach
 from training.models.recogniser import Recogniser, RecogniserConfig, is_class, load_or_train
 from training.models.recogniser_judge import RecogniserJudge
 from training.ngrams import perplexity, witten_bell
@@ -94,7 +94,7 @@ def prepare_teachers(
     adversary, rate = recipe.adversary, recipe.spectral.sample_rate
     if not adversary.pretraining_phrases:
         return None
-    usual = Pretraining(adversary.pretraining_phrases, seed=recipe.trainer.seed)
+    usual = Pretraining(phrases_per_style=adversary.pretraining_phrases, seed=recipe.trainer.seed)
     lessons = [
         replace(
             usual,
@@ -125,7 +125,7 @@ def _taught_listeners(
     progress: Callable[[str, int, int], None],
 ) -> list[tuple[Listener, float]]:
     """The recipe's listeners, each with what it knows; ``splits``: what each style is learned from and tested on."""
-    count, taught = recipe.adversary.listeners, []
+    count, phrases_per_style, taught = recipe.adversary.listeners, recipe.adversary.pretraining_phrases, []
     sampler = PhraseSampler(phrases) if phrases is not None else None
     material = [Material(row, *split, sampler) for row, split in enumerate(splits)]
     for number in range(count):
@@ -133,7 +133,8 @@ def _taught_listeners(
         def told(what: str, done: int, total: int, of: str = f" {number + 1} of {count}") -> None:
             progress(what + of, done, total)
 
-        lesson = Lesson(EARS[number % len(EARS)], recipe.adversary.pretraining_phrases, recipe.trainer.seed + number)
+        ear, seed = EARS[number % len(EARS)], recipe.trainer.seed + number
+        lesson = ListeningLesson(ear=ear, phrases_per_style=phrases_per_style, seed=seed)
         taught.append(load_or_teach(material, recipe.spectral.sample_rate, lesson, cache, told))
     return taught
 

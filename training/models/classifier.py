@@ -8,9 +8,6 @@ generator, or before it from thousands of phrases laid from recordings, and then
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.library import Recording, replace_file
+from training.library import Recording
 from training.models import recogniser
 from training.models.recogniser import RecogniserConfig, draw_phrase, in_a_room
 from training.models.spectrogram import RelativeMelPower
-
-log = logging.getLogger(__name__)
+from training.models.teaching import Lesson, known_phrases, learn, taught_once
 
 RESOLUTIONS = ((1024, 64), (4096, 112), (2048, 80))  # FFT size, mel bands
 CHANNELS = (24, 48, 64, 80)
@@ -189,19 +185,11 @@ def hit_rate(scores: Tensor, style: Tensor) -> Tensor:
     return (scores.argmax(dim=-1) == style).float().mean()
 
 
-@dataclass(frozen=True)
-class Pretraining:
-    """How a classifier learns before a run: phrases of each style, how often it hears them, and from which seed."""
+@dataclass(frozen=True, kw_only=True)
+class Pretraining(Lesson):
+    """How a classifier learns before a run."""
 
-    phrases_per_style: int
-    passes: int = 12
-    batch: int = 32
-    learning_rate: float = 3e-3
-    shortest_share: float = 0.3  # of a phrase that is heard at a time, at least
-    room_chance: float = 0.35
     attack_db: float = 0.0  # each place may be turned up or down by so much, the way that misleads most
-    test_phrases_per_style: int = 16
-    seed: int = 0
 
 
 def pretrain_classifier(
@@ -224,13 +212,18 @@ def pretrain_classifier(
     pools, target = _laid_phrases(
         parts, [learned_from for learned_from, _ in styles], sample_rate, config, random, progress
     )
-    steps = config.passes * max(1, len(target) // config.batch)
+    steps = config.passes * config.rounds(len(target))
     for number, part in enumerate(parts):
         told = progress and (
             lambda done, at=number: progress("training the classifier", at * steps + done, steps * len(parts))
         )
         _teach(part, pools.pop(0), target, config, generator, told)
-    return classifier, _known_phrases(classifier, styles, sample_rate, config, random)
+    colours = torch.Generator().manual_seed(config.seed)
+
+    def known(phrases: Tensor, style: Tensor) -> Tensor:
+        return hit_rate(classifier(phrases, colours).scores, style)
+
+    return classifier, known_phrases([unheard for _, unheard in styles], sample_rate, config, random, known)
 
 
 def _laid_phrases(
@@ -267,29 +260,16 @@ def _teach(
     progress: Callable[[int], None] | None,
 ) -> None:
     """Train one part on mel power [phrases, bands, frames] of the styles ``target`` [phrases]."""
-    rounds = max(1, len(target) // config.batch)
-    optimiser = torch.optim.AdamW(part.parameters(), config.learning_rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.passes * rounds)
-    done = 0
-    for _ in range(config.passes):
-        order = torch.randperm(len(target), generator=generator)
-        for rows in order.tensor_split(rounds):
-            share = float(_uniform(generator, config.shortest_share, 1.0, 1))
-            frames = round(share * powers.shape[-1])
-            start = int(torch.randint(powers.shape[-1] - frames + 1, (), generator=generator))
-            seen = coloured(powers[rows, :, start : start + frames].float(), generator)
-            if config.attack_db:
-                most = 2.0 * config.attack_db / RANGE_DB
-                seen = attacked(lambda x: part.judge_seen(x, generator)[0], seen, target[rows], most, generator)
-            scores, _ = part.judge_seen(seen, generator)
-            loss = style_loss(scores[None], target[rows]).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            done += 1
-            if progress and done % 8 == 0:
-                progress(done)
+
+    def loss_of(power: Tensor, rows: Tensor) -> Tensor:
+        seen = coloured(power, generator)
+        if config.attack_db:
+            most = 2.0 * config.attack_db / RANGE_DB
+            seen = attacked(lambda x: part.judge_seen(x, generator)[0], seen, target[rows], most, generator)
+        scores, _ = part.judge_seen(seen, generator)
+        return style_loss(scores[None], target[rows]).mean()
+
+    learn(part, powers, config, loss_of, generator, progress)
 
 
 def attacked(
@@ -305,26 +285,6 @@ def attacked(
     offset = _uniform(generator, -most, most, *seen.shape).requires_grad_()
     (slope,) = torch.autograd.grad(style_loss(judge(seen + offset)[None], style).sum(), offset)
     return seen + (offset.detach() + 1.25 * most * slope.sign()).clamp(-most, most)
-
-
-def _known_phrases(
-    classifier: StyleClassifier,
-    styles: Sequence[tuple[Sequence[Recording], Sequence[Recording]]],
-    sample_rate: int,
-    config: Pretraining,
-    random: np.random.Generator,
-) -> float:
-    """Share of phrases of unheard recordings that the parts take for their style."""
-    generator, known = torch.Generator().manual_seed(config.seed), []
-    drawing = RecogniserConfig(seed=config.seed).for_tests
-    for label, (_, unheard) in enumerate(styles):
-        if not unheard:
-            continue
-        phrases = [draw_phrase(unheard, drawing, random, sample_rate) for _ in range(config.test_phrases_per_style)]
-        with torch.no_grad():
-            scores = classifier(torch.from_numpy(np.stack(phrases)), generator).scores
-        known.append(float(hit_rate(scores, torch.full((len(phrases),), label))))
-    return float(np.mean(known)) if known else float("nan")
 
 
 def load_or_pretrain(
@@ -354,18 +314,11 @@ def _load_or_pretrain_voice(
     cache_folder: Path,
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[StyleClassifier, float]:
-    code = [hashlib.sha256(Path(str(file)).read_bytes()).hexdigest() for file in (__file__, recogniser.__file__)]
     content = [[[recording.audio_sha256 for recording in group] for group in style] for style in styles]
-    key = hashlib.sha256(json.dumps([code, repr(config), sample_rate, content]).encode()).hexdigest()[:24]
-    path = cache_folder / f"classifier-{key}.pt"
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        classifier = StyleClassifier(sample_rate, len(styles))
-        classifier.load_state_dict(stored["weights"])
-        return classifier, float(stored["known"])
-    except Exception as error:  # torch raises many kinds for damaged files; whatever cannot be read is made again
-        log.debug("no usable classifier at %s: %s", path, error)
-    classifier, known = pretrain_classifier(styles, sample_rate, config, progress)
-    cache_folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda file: torch.save({"weights": classifier.state_dict(), "known": known}, file))
-    return classifier, known
+    return taught_once(
+        cache_folder,
+        "classifier",
+        ((__file__, str(recogniser.__file__)), [repr(config), sample_rate, content]),
+        lambda: StyleClassifier(sample_rate, len(styles)),
+        lambda: pretrain_classifier(styles, sample_rate, config, progress),
+    )

@@ -8,9 +8,6 @@ by a quirk does not please the next. It learns before a run, from real recording
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.library import Recording, replace_file
+from training.library import Recording
 from training.losses import mel_matrix
 from training.models import classifier, recogniser
-from training.models.classifier import LABEL_SMOOTHING, played_elsewhere
+from training.models.classifier import LABEL_SMOOTHING, hit_rate, played_elsewhere
 from training.models.recogniser import EXCERPT_SECONDS, RecogniserConfig, draw_phrase, in_a_room, normalise
 from training.models.recogniser_judge import COLOURED_SHARE
+from training.models.teaching import Lesson, known_phrases, learn, taught_once
 from training.phrases import PhraseSampler
-
-log = logging.getLogger(__name__)
 
 CHANNELS = (16, 32, 64, 96)
 EMBEDDING = 24  # so few that it cannot know its recordings by heart
@@ -37,7 +33,6 @@ EQUALISER_DB = 9.0  # a generator learns filters soonest; they must not pass for
 LOUDEST = 1e4  # place of a phrase in half precision, so that the quietest that is heard is told exactly enough
 PLAYED_SHARE = 0.4  # of what it learns from is played by the sampler, the rest laid from recordings
 PLAYED_SEMITONES = 5.0  # tape speed of what the sampler plays, both ways
-SHORTEST_SHARE = 0.3  # of a phrase that is heard at a time
 
 
 @dataclass(frozen=True)
@@ -54,18 +49,11 @@ EARS = (Ear(4096, 960, 96, 14_000.0), Ear(1024, 480, 48, 10_000.0), Ear(2048, 72
 """Of the first listener, the second and so on; after the last one they begin again. For 48 kHz."""
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """How a listener learns."""
+@dataclass(frozen=True, kw_only=True)
+class ListeningLesson(Lesson):
+    """How a listener learns, and by which ear."""
 
     ear: Ear
-    phrases_per_style: int
-    seed: int
-    passes: int = 12
-    batch: int = 32
-    learning_rate: float = 3e-3
-    room_chance: float = 0.35
-    test_phrases_per_style: int = 16
 
 
 class Listener(nn.Module):
@@ -123,7 +111,7 @@ class Material:
     unheard: Sequence[Recording]
     phrases: PhraseSampler | None = None
 
-    def draw(self, lesson: Lesson, random: np.random.Generator, sample_rate: int) -> NDArray[np.float32]:
+    def draw(self, lesson: ListeningLesson, random: np.random.Generator, sample_rate: int) -> NDArray[np.float32]:
         """[EXCERPT_SECONDS] to learn from."""
         samples = round(EXCERPT_SECONDS * sample_rate)
         if self.phrases is not None and self.row in self.phrases and random.uniform() < PLAYED_SHARE:
@@ -142,7 +130,7 @@ class Material:
 def teach(
     styles: Sequence[Material],
     sample_rate: int,
-    lesson: Lesson,
+    lesson: ListeningLesson,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Listener, float]:
     """A listener of ``styles``, and the share of phrases of unheard recordings that it takes for their style.
@@ -163,68 +151,30 @@ def teach(
             if progress and number % 16 == 15:
                 progress("laying phrases for a listener", number + 1, count)
         labels = torch.arange(count) % len(styles)
-        _learn(listener, torch.cat(heard), labels, lesson, generator, progress)
+        steps = lesson.passes * lesson.rounds(count)
+        told = progress and (lambda done: progress("training a listener", done, steps))
+
+        def loss_of(power: Tensor, rows: Tensor) -> Tensor:
+            scores = listener.judge_power(played_elsewhere(power, generator, EQUALISER_DB))
+            return nn.functional.cross_entropy(scores, labels[rows], label_smoothing=LABEL_SMOOTHING)
+
+        learn(listener, torch.cat(heard), lesson, loss_of, generator, told)
     listener.eval().requires_grad_(False)
-    return listener, _known_phrases(listener, styles, sample_rate, lesson, random)
 
+    def known(phrases: Tensor, style: Tensor) -> Tensor:
+        return hit_rate(listener.judge_power(listener.power(phrases)), style)
 
-def _learn(
-    listener: Listener,
-    powers: Tensor,
-    target: Tensor,
-    lesson: Lesson,
-    generator: torch.Generator,
-    progress: Callable[[str, int, int], None] | None,
-) -> None:
-    """Train it on mel power [phrases, bands, frames] of the styles ``target`` [phrases], coloured at every pass."""
-    rounds = max(1, len(target) // lesson.batch)
-    steps, done = lesson.passes * rounds, 0
-    optimiser = torch.optim.AdamW(listener.parameters(), lesson.learning_rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lesson.learning_rate, total_steps=steps)
-    for _ in range(lesson.passes):
-        order = torch.randperm(len(target), generator=generator)
-        for rows in order.tensor_split(rounds):
-            share = SHORTEST_SHARE + (1.0 - SHORTEST_SHARE) * float(torch.rand((), generator=generator))
-            frames = round(share * powers.shape[-1])
-            start = int(torch.randint(powers.shape[-1] - frames + 1, (), generator=generator))
-            power = played_elsewhere(powers[rows, :, start : start + frames].float(), generator, EQUALISER_DB)
-            scores = listener.judge_power(power)
-            loss = nn.functional.cross_entropy(scores, target[rows], label_smoothing=LABEL_SMOOTHING)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            done += 1
-            if progress and done % 8 == 0:
-                progress("training a listener", done, steps)
-
-
-@torch.no_grad()
-def _known_phrases(
-    listener: Listener, styles: Sequence[Material], sample_rate: int, lesson: Lesson, random: np.random.Generator
-) -> float:
-    drawing, known = RecogniserConfig().for_tests, []
-    for label, style in enumerate(styles):
-        if not style.unheard:
-            continue
-        phrases = [
-            draw_phrase(style.unheard, drawing, random, sample_rate) for _ in range(lesson.test_phrases_per_style)
-        ]
-        scores = listener.judge_power(listener.power(torch.from_numpy(np.stack(phrases))))
-        known.append(float((scores.argmax(dim=1) == label).float().mean()))
-    return float(np.mean(known)) if known else float("nan")
+    return listener, known_phrases([style.unheard for style in styles], sample_rate, lesson, random, known)
 
 
 def load_or_teach(
     styles: Sequence[Material],
     sample_rate: int,
-    lesson: Lesson,
+    lesson: ListeningLesson,
     cache_folder: Path,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Listener, float]:
     """What ``teach`` makes, from the cache if it was made before of the same sounds by this code."""
-    files = (__file__, classifier.__file__, recogniser.__file__)
-    code = [hashlib.sha256(Path(str(file)).read_bytes()).hexdigest() for file in files]
     content = [
         [
             [[recording.audio_sha256 for recording in group] for group in (style.recordings, style.unheard)],
@@ -232,16 +182,11 @@ def load_or_teach(
         ]
         for style in styles
     ]
-    key = hashlib.sha256(json.dumps([code, repr(lesson), sample_rate, content]).encode()).hexdigest()[:24]
-    path = cache_folder / f"listener-{key}.pt"
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        listener = Listener(sample_rate, len(styles), lesson.ear)
-        listener.load_state_dict(stored["weights"])
-        return listener.eval().requires_grad_(False), float(stored["known"])
-    except Exception as error:  # torch raises many kinds for damaged files; whatever cannot be read is made again
-        log.debug("no usable listener at %s: %s", path, error)
-    listener, known = teach(styles, sample_rate, lesson, progress)
-    cache_folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda file: torch.save({"weights": listener.state_dict(), "known": known}, file))
-    return listener, known
+    listener, known = taught_once(
+        cache_folder,
+        "listener",
+        ((__file__, str(classifier.__file__), str(recogniser.__file__)), [repr(lesson), sample_rate, content]),
+        lambda: Listener(sample_rate, len(styles), lesson.ear),
+        lambda: teach(styles, sample_rate, lesson, progress),
+    )
+    return listener.eval().requires_grad_(False), known
