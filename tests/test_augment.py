@@ -18,6 +18,7 @@ from torch import Generator, Tensor  # noqa: E402
 from training.augment import (  # noqa: E402
     FILTER_FFT_SIZE,
     apply_filter,
+    bend_pitch,
     change_pitch,
     flatten_envelope,
     hide_style,
@@ -266,3 +267,27 @@ def test_steady_tones_stand_still() -> None:
     assert level.min() > -43.0 and level.max() < -11.0
     strongest = torch.fft.rfft(tones).abs().argmax(dim=1)  # Hz, as the tones last a second
     assert int(strongest.min()) >= 59 and len(set(strongest.tolist())) > 8
+
+
+@given(st.integers(0, 2**31), st.floats(0.1, 6.0))
+@settings(max_examples=20, deadline=None)
+def test_a_bent_pitch_strays_and_comes_back(seed: int, semitones: float) -> None:
+    hertz = 300.0
+    tone = torch.sin(2.0 * math.pi * hertz * torch.arange(SAMPLES) / RATE)[None].repeat(3, 1)
+    bent = bend_pitch(tone, RATE, semitones, seeded(seed))
+    assert torch.equal(bent[:, 0], tone[:, 0])
+    assert torch.allclose(bent[:, -1], tone[:, -1], atol=0.01)
+    # Between two crossings of zero lies half a period.
+    widest, narrowest = 1.25 * semitones + 0.5, -1.25 * semitones - 0.5
+    for row in bent:
+        crossings = ((row[1:] * row[:-1]) < 0).nonzero()[:, 0].double()
+        strays = 12.0 * torch.log2(RATE / (2.0 * crossings.diff()) / hertz)
+        assert narrowest <= float(strays.min()) and float(strays.max()) <= widest
+        assert abs(len(crossings) - 2.0 * hertz * SAMPLES / RATE) <= 2
+
+
+def test_every_row_bends_its_own_way_and_again_alike() -> None:
+    tone = torch.sin(0.05 * torch.arange(SAMPLES))[None].repeat(3, 1)
+    bent = bend_pitch(tone, RATE, 2.0, seeded(4))
+    assert torch.equal(bent, bend_pitch(tone, RATE, 2.0, seeded(4)))
+    assert min(float((bent[i] - bent[j]).abs().max()) for i, j in ((0, 1), (1, 2), (0, 2))) > 0.1

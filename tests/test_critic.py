@@ -29,7 +29,8 @@ from training.models.classifier import (  # noqa: E402
 from training.models.critic import COSTS, Critic, Verdict, critic_loss, deception_loss, feature_loss  # noqa: E402
 from training.models.encoder import StyleEncoder  # noqa: E402
 from training.models.spectrogram import RelativeMel, RelativeMelPower  # noqa: E402
-from training.recipe import ADVERSARIAL_LOSSES  # noqa: E402
+from training.objectives.judges import missing_style  # noqa: E402
+from training.recipe import ADVERSARIAL_LOSSES, AdversaryConfig  # noqa: E402
 
 RATE = 44_100  # of the clips
 CLIPS = Path(__file__).parent / "data"
@@ -150,6 +151,30 @@ def test_missing_the_style_costs_what_its_share_says() -> None:
     first, second = style_loss(sure, style).tolist()
     assert first < 0.3 < 4.0 < second
     assert float(hit_rate(sure, style)) == 0.75
+
+
+def test_cross_entropy_urges_on_what_is_hopeless_and_an_exponent_what_is_in_doubt() -> None:
+    style = torch.tensor([0, 0, 0])
+    scores = torch.tensor([[[-9.0, 0.0], [-0.5, 0.0], [2.0, 0.0]]])  # hopeless, in doubt, right
+
+    def urge(exponent: float) -> list[float]:
+        said = scores.clone().requires_grad_()
+        missing_style(said, style, exponent).sum().backward()
+        assert said.grad is not None
+        return (-said.grad[0, :, 0]).tolist()
+
+    hopeless, doubted, right = urge(0.0)
+    assert hopeless > doubted > right > 0.0
+    hopeless, doubted, right = urge(0.7)
+    assert doubted > 10 * hopeless > 0.0 and doubted > 2 * right > 0.0
+    believed = torch.softmax(scores[0], dim=-1)[:, 0]
+    torch.testing.assert_close(missing_style(scores, style, 1.0), 1.0 - believed)
+    torch.testing.assert_close(missing_style(scores, style, 1e-3), -believed.log(), atol=0.05, rtol=0.0)
+
+
+def test_an_exponent_needs_somebody_who_knows_styles() -> None:
+    with pytest.raises(ValueError, match=r"adversary\.style_exponent: needs adversary\.style_weight"):
+        AdversaryConfig(weight=1.0, style_exponent=0.5)
 
 
 @given(seed=st.integers(0, 2**31), gain_db=st.floats(-60.0, 30.0, allow_subnormal=False))

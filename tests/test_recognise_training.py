@@ -217,6 +217,7 @@ def test_a_short_recording_is_one_excerpt(trained: Trained) -> None:
         ("spectral.analysis_window_samples=2048", "must be the square of a multiple of 4"),
         ("recogniser.dropout=1.0", "recogniser.dropout"),
         ("recogniser.highest_hz=30000", "at most half the sample rate"),
+        ("phrases.minutes_per_style=1", "phrases.pair_share: the objective 'recognise' hears phrases, not pairs"),
     ],
 )
 def test_a_recipe_that_no_recogniser_can_have_is_refused(tmp_path: Path, change: str, complaint: str) -> None:

@@ -133,16 +133,19 @@ class AugmentConfig:
     level_dbfs: tuple[float, float] = (-42.0, -12.0)  # root mean square of input and target alike
     identity_chance: float = 0.1
     silence_chance: float = 0.05
+    glide_semitones: float = 0.0  # glides, up to so much each way, in rows that are to become another style
+    invented_share: float = 0.0  # of rows that are to become another style: hear playing that nobody recorded
     attack_db: float = 0.0  # a recogniser learns from what is so much off at most, where that misleads it most
 
     def __post_init__(self) -> None:
         at = "augment."
         names = ("pitch_semitones", "octave_gain_db", "bump_gain_db", "bump_count", "flatten_exponent")
-        _at_least(self, at, 0, *names, "attack_db")
+        _at_least(self, at, 0, *names, "attack_db", "glide_semitones")
+        _at_most(self, at, 6, "glide_semitones")  # time must not run backwards
         _ranges(self, at, "lowpass_hz", "lowpass_order", "comb_seconds", "saturate_drive_db", "noise_snr_db")
         _ranges(self, at, "level_dbfs")
         _chances(self, at, "lowpass_chance", "comb_chance", "comb_depth", "flatten_chance", "saturate_chance")
-        _chances(self, at, "identity_chance", "silence_chance")
+        _chances(self, at, "identity_chance", "silence_chance", "invented_share")
         _at_most(self, at, 0.95, "comb_depth")
         _at_most(self, at, 24, "pitch_semitones")  # excerpts are as much longer as the pitch may rise
         for name in ("lowpass_order", "comb_seconds"):
@@ -256,6 +259,7 @@ class AdversaryConfig:
     loss: str = "hinge"  # of critic and generator about it: hinge, least_squares or bce
     feature_weight: float = 0.0  # of sounding to the critic's layers as the target does
     style_weight: float = 0.0  # of being taken for the style meant by those who know styles; zero: none of them
+    style_exponent: float = 0.0  # of its generalised cross entropy: 0 urges on what is farthest off, 1 what is in doubt
     likeness_weight: float = 0.0  # of being spread, in their scores, as the style's recordings are
     cross_share: float = 0.4  # of rows that are to become another style; only judges and their level judge them
     blend_share: float = 0.0  # of those, to become a blend of styles; only level and playing judge them
@@ -281,7 +285,7 @@ class AdversaryConfig:
         _at_least(self, at, 0, "speed_semitones")
         _at_most(self, at, 24, "speed_semitones")
         _at_least(self, at, 0, "classifiers", "listeners")
-        _chances(self, at, "cross_share", "blend_share")
+        _chances(self, at, "cross_share", "blend_share", "style_exponent")
         if self.learning_rate <= 0:
             raise ValueError(f"adversary.learning_rate: must be above zero, got {self.learning_rate:g}")
         for name in ("feature_weight", "style_weight"):
@@ -296,6 +300,8 @@ class AdversaryConfig:
                 f"adversary.attacked_classifiers: must be at most adversary.classifiers, {self.classifiers}, "
                 f"got {self.attacked_classifiers}"
             )
+        if self.style_exponent and not self.style_weight:
+            raise ValueError("adversary.style_exponent: needs adversary.style_weight above zero")
         if self.recognisers and not self.style_weight:
             raise ValueError("adversary.recognisers: need adversary.style_weight above zero")
         if self.style_weight and not self.classifiers and not self.recognisers and not self.listeners:
@@ -494,6 +500,8 @@ class Recipe:
             raise ValueError(f"objective: unknown '{self.objective}'{_near(self.objective, list(OBJECTIVES))}")
         if self.objective == "recognise":
             self.recogniser.check_spec(self.spectral)
+            if self.phrases.minutes_per_style and self.phrases.pair_share:
+                raise ValueError("phrases.pair_share: the objective 'recognise' hears phrases, not pairs; set it to 0")
             if len(self.style) < 2:
                 raise ValueError("style: a recogniser needs two of them to tell apart; add a [[style]]")
 

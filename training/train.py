@@ -126,7 +126,7 @@ def _taught_listeners(
 ) -> list[tuple[Listener, float]]:
     """The recipe's listeners, each with what it knows; ``splits``: what each style is learned from and tested on."""
     count, phrases_per_style, taught = recipe.adversary.listeners, recipe.adversary.pretraining_phrases, []
-    sampler = PhraseSampler(phrases) if phrases is not None else None
+    sampler = PhraseSampler(phrases) if phrases is not None and count else None
     material = [Material(row, *split, sampler) for row, split in enumerate(splits)]
     for number in range(count):
 

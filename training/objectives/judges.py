@@ -34,6 +34,20 @@ def _frozen(judge: nn.Module, *args: Any) -> Any:
     return torch.func.functional_call(judge, weights, args)
 
 
+def missing_style(scores: Tensor, style: Tensor, exponent: float) -> Tensor:
+    """How far scores [parts, batch, styles] are from the style meant [batch], one value per row [batch].
+
+    Exponent 0 is cross entropy, which urges on most what is hopeless, a drum that should be a flute, say. Towards 1
+    it becomes the share that is not believed, which urges on what is in doubt. Zhang and Sabuncu, "Generalized cross
+    entropy loss for training deep neural networks with noisy labels", 2018, eq. 6.
+    """
+    if not exponent:
+        return style_loss(scores, style)
+    meant = style[:, None].expand(scores.shape[0], -1, 1)
+    believed = torch.log_softmax(scores, dim=-1).gather(-1, meant)[..., 0]
+    return ((1.0 - (exponent * believed).exp()) / exponent).mean(dim=0)
+
+
 class Fakes(NamedTuple):
     """What was made, for a critic to learn from: audio [rows, samples], the style meant [rows]."""
 
@@ -117,7 +131,7 @@ def hear_judges(
                 values["style_known"] = hit_rate(known[:, both], heard.real_style[both])
         opinion = judges.name_style(made, random)
         taken = opinion.scores
-        missing = style_loss(taken, heard.style)
+        missing = missing_style(taken, heard.style, config.style_exponent)
         total = total + config.style_weight * (missing * made_heard).mean()
         if memory is not None:
             with torch.no_grad():
