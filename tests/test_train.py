@@ -585,25 +585,6 @@ def test_half_of_the_rows_that_become_another_style_glide_if_the_recipe_says_so(
     assert float(moved[crossed].float().mean()) == pytest.approx(0.5, abs=0.08)
 
 
-def test_some_rows_that_become_another_style_hear_invented_playing_in_each_segment_anew(place: Path) -> None:
-    share = "[augment]\ninvented_share = 0.4\n[optimiser]"
-    module = RestoreObjective(edited(place, ("[optimiser]", share)), {})
-    target = torch.sin(0.05 * torch.arange(4800.0)).expand(60, -1)
-    crossed = torch.arange(60) % 4 > 0
-    pair = Pair(-target, target)
-
-    def heard(segment: int) -> Tensor:
-        return module._heard_on_stage(pair, crossed, torch.Generator().manual_seed(0), segment)
-
-    first, again, next_one = heard(0), heard(0), heard(1)
-    invented = ((first.abs() - target.abs()).abs() > 1e-3).any(dim=1)
-    assert torch.equal(first, again)
-    assert not invented[~crossed].any()
-    assert float(invented[crossed].float().mean()) == pytest.approx(0.4, abs=0.15)
-    changed = (first != next_one).any(dim=1)
-    assert torch.equal(changed, invented)
-
-
 def test_a_recipe_that_no_longer_fits_is_refused_and_fresh_sets_the_old_run_aside(place: Path) -> None:
     run(place, edited(place, ("steps = 6", "steps = 1")))
     changed = edited(place, ("hidden = 16", "hidden = 32"), ('id = "sax"', 'id = "saxophone"'))

@@ -35,14 +35,14 @@ def raw_samples(samples: int, config: AugmentConfig) -> int:
     return 32 * math.ceil(samples * steepest / 32) + 4 * RESAMPLE_EDGE_SAMPLES
 
 
-def uniform(generator: torch.Generator, batch: int, low: float, high: float, columns: int = 1) -> Tensor:
+def _uniform(generator: torch.Generator, batch: int, low: float, high: float, columns: int = 1) -> Tensor:
     """[batch, columns] on the generator's device."""
     return low + (high - low) * torch.rand(batch, columns, generator=generator, device=generator.device)
 
 
 def _chance(generator: torch.Generator, batch: int, probability: float) -> Tensor:
     """[batch, 1] of true and false."""
-    return uniform(generator, batch, 0.0, 1.0) < probability
+    return _uniform(generator, batch, 0.0, 1.0) < probability
 
 
 def rms(audio: Tensor) -> Tensor:
@@ -106,28 +106,28 @@ def random_timbre(batch: int, sample_rate: int, config: AugmentConfig, generator
     frequency = torch.arange(FILTER_FFT_SIZE // 2 + 1, device=device) * (sample_rate / FILTER_FFT_SIZE)
     octave = torch.log2(frequency.clamp_min(31.25) / 31.25)  # [bins], 0 at 31.25 Hz
     knots = int(octave.max().ceil()) + 1
-    gains = uniform(generator, batch, -config.octave_gain_db, config.octave_gain_db, knots + 1)
+    gains = _uniform(generator, batch, -config.octave_gain_db, config.octave_gain_db, knots + 1)
     below = octave.floor().long().clamp_max(knots - 1)
     share = octave - below
     decibels = gains[:, below] * (1 - share) + gains[:, below + 1] * share
 
     for _ in range(config.bump_count):
-        centre = uniform(generator, batch, 2.5, 8.5)  # 180 Hz to 11 kHz
-        width = uniform(generator, batch, 0.08, 0.5)
-        height = uniform(generator, batch, -config.bump_gain_db, config.bump_gain_db)
+        centre = _uniform(generator, batch, 2.5, 8.5)  # 180 Hz to 11 kHz
+        width = _uniform(generator, batch, 0.08, 0.5)
+        height = _uniform(generator, batch, -config.bump_gain_db, config.bump_gain_db)
         decibels = decibels + height * torch.exp(-0.5 * ((octave - centre) / width).square())
 
     low, high = config.lowpass_hz
-    cutoff = low * (high / low) ** uniform(generator, batch, 0.0, 1.0)
-    order = uniform(generator, batch, *config.lowpass_order)
+    cutoff = low * (high / low) ** _uniform(generator, batch, 0.0, 1.0)
+    order = _uniform(generator, batch, *config.lowpass_order)
     use = _chance(generator, batch, config.lowpass_chance)
     # Butterworth's magnitude, with any real number for its order.
     falling = -10.0 * torch.log10(1.0 + (frequency / cutoff) ** (2.0 * order))
     decibels = decibels + torch.where(use, falling, torch.zeros_like(falling))
     log_magnitude = decibels.clamp(-90.0, 40.0) * (math.log(10.0) / 20.0)
 
-    delay = uniform(generator, batch, *config.comb_seconds)
-    depth = uniform(generator, batch, 0.0, config.comb_depth)
+    delay = _uniform(generator, batch, *config.comb_seconds)
+    depth = _uniform(generator, batch, 0.0, config.comb_depth)
     use = _chance(generator, batch, config.comb_chance)
     comb = 0.5 * torch.log(1.0 + depth.square() + 2.0 * depth * torch.cos(2.0 * math.pi * frequency * delay))
     return log_magnitude + torch.where(use, comb, torch.zeros_like(comb))
@@ -164,12 +164,12 @@ def hide_style(audio: Tensor, sample_rate: int, config: AugmentConfig, generator
     """
     batch = audio.shape[0]
     zero = torch.zeros(batch, 1, device=audio.device)
-    exponent = uniform(generator, batch, 0.0, config.flatten_exponent)
+    exponent = _uniform(generator, batch, 0.0, config.flatten_exponent)
     exponent = torch.where(_chance(generator, batch, config.flatten_chance), exponent, zero)
     smooth_hops = int(torch.randint(2, 12, (1,), generator=generator, device=generator.device))
     hidden = flatten_envelope(audio, exponent, smooth_hops)
 
-    drive_db = uniform(generator, batch, *config.saturate_drive_db)
+    drive_db = _uniform(generator, batch, *config.saturate_drive_db)
     use = _chance(generator, batch, config.saturate_chance)
     hidden = torch.where(use, saturate(hidden, drive_db), hidden)
 
@@ -177,7 +177,7 @@ def hide_style(audio: Tensor, sample_rate: int, config: AugmentConfig, generator
     hidden = apply_filter(hidden, minimum_phase(timbre))
     hidden = hidden * (rms(audio) / rms(hidden).clamp_min(1e-8))
 
-    snr_db = uniform(generator, batch, *config.noise_snr_db)
+    snr_db = _uniform(generator, batch, *config.noise_snr_db)
     noise = torch.randn(hidden.shape, generator=generator, device=generator.device)
     return hidden + noise * rms(audio) * 10.0 ** (-snr_db / 20.0)
 
@@ -191,12 +191,12 @@ def make_pair(raw: Tensor, samples: int, sample_rate: int, config: AugmentConfig
     batch = raw.shape[0]
     spread = config.pitch_semitones
     # Two draws make a triangle: small changes are the rule.
-    semitones = uniform(generator, batch, -0.5, 0.5) + uniform(generator, batch, -0.5, 0.5)
+    semitones = _uniform(generator, batch, -0.5, 0.5) + _uniform(generator, batch, -0.5, 0.5)
     target = change_pitch(raw, spread * semitones, samples)
     hidden = hide_style(target, sample_rate, config, generator)
     hidden = torch.where(_chance(generator, batch, config.identity_chance), target, hidden)
 
-    level = 10.0 ** (uniform(generator, batch, *config.level_dbfs) / 20.0)
+    level = 10.0 ** (_uniform(generator, batch, *config.level_dbfs) / 20.0)
     gain = level / rms(target).clamp_min(1e-8)
     peak = torch.maximum(hidden.abs().amax(dim=-1, keepdim=True), target.abs().amax(dim=-1, keepdim=True))
     gain = torch.minimum(gain, 0.99 / peak.clamp_min(1e-8))
@@ -207,16 +207,16 @@ def make_pair(raw: Tensor, samples: int, sample_rate: int, config: AugmentConfig
 
 def steady_tones(rows: int, samples: int, sample_rate: int, generator: torch.Generator) -> Tensor:
     """[rows, samples] of tones that stand still: a random pitch, level and share of each of sixteen partials."""
-    hertz = 60.0 * 25.0 ** uniform(generator, rows, 0.0, 1.0)  # up to 1500 Hz
+    hertz = 60.0 * 25.0 ** _uniform(generator, rows, 0.0, 1.0)  # up to 1500 Hz
     number = torch.arange(1, 17, device=generator.device)
-    steepness = uniform(generator, rows, 0.5, 8.0)  # from a sawtooth to a sine
-    amplitude = number**-steepness * uniform(generator, rows, 0.1, 1.0, 16)
+    steepness = _uniform(generator, rows, 0.5, 8.0)  # from a sawtooth to a sine
+    amplitude = number**-steepness * _uniform(generator, rows, 0.1, 1.0, 16)
     amplitude = torch.where(hertz * number < 0.45 * sample_rate, amplitude, torch.zeros_like(amplitude))
-    phase = uniform(generator, rows, 0.0, 2.0 * math.pi, 16)
+    phase = _uniform(generator, rows, 0.0, 2.0 * math.pi, 16)
     seconds = torch.arange(samples, device=generator.device) / sample_rate
     angle = 2.0 * math.pi * (hertz * number)[:, :, None] * seconds + phase[:, :, None]
     tone = (amplitude[:, :, None] * torch.sin(angle)).sum(dim=1)
-    return tone / rms(tone) * 10.0 ** (uniform(generator, rows, -42.0, -12.0) / 20.0)
+    return tone / rms(tone) * 10.0 ** (_uniform(generator, rows, -42.0, -12.0) / 20.0)
 
 
 def bend_pitch(audio: Tensor, sample_rate: int, semitones: float, generator: torch.Generator) -> Tensor:
@@ -229,7 +229,7 @@ def bend_pitch(audio: Tensor, sample_rate: int, semitones: float, generator: tor
     drawn = torch.rand(batch, 2, generator=generator, device=generator.device)
     turns = (per_second[0] + drawn * (per_second[1] - per_second[0])) * (samples / sample_rate)
     turns = turns.round().clamp_min(1.0)  # whole ones, so that both ends stay in place
-    depth = uniform(generator, batch, -semitones, semitones, 2) * torch.tensor([1.0, 0.25], device=generator.device)
+    depth = _uniform(generator, batch, -semitones, semitones, 2) * torch.tensor([1.0, 0.25], device=generator.device)
     slower = 1.0 - 2.0 ** (-depth.abs() / 12.0)  # as much faster at most, which is a smaller interval
     shift = depth.sign() * slower * samples / (math.pi * turns)
     turns, shift = turns.to(audio.device), shift.to(audio.device)
@@ -249,10 +249,10 @@ def add_room(audio: Tensor, sample_rate: int, chance: float, generator: torch.Ge
     """
     batch = audio.shape[0]
     seconds = torch.arange(round(0.4 * sample_rate), device=audio.device) / sample_rate
-    sixty_db_seconds = uniform(generator, batch, 0.1, 0.6)
+    sixty_db_seconds = _uniform(generator, batch, 0.1, 0.6)
     noise = torch.randn(batch, len(seconds), generator=generator, device=audio.device)
     tail = noise * torch.exp(-math.log(1000.0) * seconds / sixty_db_seconds) * (seconds > 0.004)
-    share = 10.0 ** (uniform(generator, batch, -26.0, -8.0) / 20.0)
+    share = 10.0 ** (_uniform(generator, batch, -26.0, -8.0) / 20.0)
     share = torch.where(_chance(generator, batch, chance), share, torch.zeros_like(share))
     tail = tail / torch.linalg.vector_norm(tail, dim=-1, keepdim=True).clamp_min(1e-8) * share
     tail[:, 0] = 1.0
@@ -276,7 +276,7 @@ def make_true_pair(
     and get one gain, drawn per row, which lets neither exceed full scale. A few rows fall silent.
     """
     batch = heard.shape[0]
-    semitones = phrases.tuning_semitones * uniform(generator, batch, -1.0, 1.0)
+    semitones = phrases.tuning_semitones * _uniform(generator, batch, -1.0, 1.0)
     target = change_pitch(wanted, semitones, samples)
     played = change_pitch(heard, semitones, samples)
     light = replace(
@@ -291,7 +291,7 @@ def make_true_pair(
     played = hide_style(add_room(played, sample_rate, phrases.room_chance, generator), sample_rate, light, generator)
 
     loudness = torch.maximum(rms(played), rms(target))
-    gain = 10.0 ** (uniform(generator, batch, *config.level_dbfs) / 20.0) / loudness.clamp_min(1e-8)
+    gain = 10.0 ** (_uniform(generator, batch, *config.level_dbfs) / 20.0) / loudness.clamp_min(1e-8)
     peak = torch.maximum(played.abs().amax(dim=-1, keepdim=True), target.abs().amax(dim=-1, keepdim=True))
     gain = torch.minimum(gain, 0.99 / peak.clamp_min(1e-8))
     gain = torch.where(_chance(generator, batch, config.silence_chance), torch.zeros_like(gain), gain)

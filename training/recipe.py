@@ -134,7 +134,6 @@ class AugmentConfig:
     identity_chance: float = 0.1
     silence_chance: float = 0.05
     glide_semitones: float = 0.0  # glides, up to so much each way, in rows that are to become another style
-    invented_share: float = 0.0  # of rows that are to become another style: hear playing that nobody recorded
     attack_db: float = 0.0  # a recogniser learns from what is so much off at most, where that misleads it most
 
     def __post_init__(self) -> None:
@@ -145,7 +144,7 @@ class AugmentConfig:
         _ranges(self, at, "lowpass_hz", "lowpass_order", "comb_seconds", "saturate_drive_db", "noise_snr_db")
         _ranges(self, at, "level_dbfs")
         _chances(self, at, "lowpass_chance", "comb_chance", "comb_depth", "flatten_chance", "saturate_chance")
-        _chances(self, at, "identity_chance", "silence_chance", "invented_share")
+        _chances(self, at, "identity_chance", "silence_chance")
         _at_most(self, at, 0.95, "comb_depth")
         _at_most(self, at, 24, "pitch_semitones")  # excerpts are as much longer as the pitch may rise
         for name in ("lowpass_order", "comb_seconds"):

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from training.augment import Pair, bend_pitch, make_pair, make_true_pair, steady_tones
 from training.beginning import Beginning, widened
 from training.checkpoint import CheckpointError, new_generator
-from training.invented import invent_playing
 from training.layers import detached, on_device
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
 from training.models import recogniser
@@ -231,7 +230,7 @@ class RestoreObjective(Objective):
         vectors, anchor = self._style_vectors(batch.raw, batch.style, style, told_by)
         vectors, blended = self._blended(vectors, crossed, random)
         drawn = random.get_state()
-        heard = self._heard_on_stage(pair, crossed, random, batch.segment)
+        heard = self._heard_on_stage(pair, crossed, random)
         if state is None and batch.segment:  # the run goes on within an excerpt
             state = self._remembered(batch, crossed, vectors, drawn)
         with torch.set_grad_enabled(not self.critic_leads):
@@ -279,10 +278,10 @@ class RestoreObjective(Objective):
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(hearing.style))
         return total
 
-    def _heard_on_stage(self, pair: Pair, crossed: Tensor, random: torch.Generator, segment: int = 0) -> Tensor:
+    def _heard_on_stage(self, pair: Pair, crossed: Tensor, random: torch.Generator) -> Tensor:
         """What comes in [batch, samples]: of crossed rows half hear recordings as they are, of those some hear two.
 
-        And some hear what glides, and some what nobody recorded, if the recipe wants it.
+        And some hear what glides, if the recipe wants it.
         """
         as_is, both = torch.rand(2, len(crossed), generator=random).to(crossed.device)
         as_is = crossed & (as_is < AS_IS_SHARE)
@@ -294,14 +293,6 @@ class RestoreObjective(Objective):
             glides = crossed & (torch.rand(len(crossed), generator=random) < GLIDE_SHARE).to(crossed.device)
             bent = bend_pitch(heard[glides], self.recipe.spectral.sample_rate, semitones, random)
             heard = heard.index_put((glides,), bent)
-        if self.recipe.augment.invented_share:
-            chance = torch.rand(len(crossed), generator=random)
-            invents = crossed & (chance < self.recipe.augment.invented_share).to(crossed.device)
-            seed = int(torch.randint(2**31, (), generator=random)) + segment  # each segment is played anew
-            if invents.any():
-                shape = int(invents.sum()), heard.shape[1], self.recipe.spectral.sample_rate, self.recipe.augment
-                played = invent_playing(*shape, torch.Generator(device=heard.device).manual_seed(seed))
-                heard = heard.index_put((invents,), played)
         return heard
 
     def unsteadiness(self, vectors: Tensor, seed: int) -> Tensor:
