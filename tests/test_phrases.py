@@ -72,6 +72,33 @@ validation_every_steps = 2
 validation_segments = 1
 media_count = 0
 """
+EARS = """
+name = "ears"
+objective = "recognise"
+[spectral]
+hop_samples = 512
+synthesis_window_samples = 512
+[recogniser]
+band_count = 24
+channels = [4, 6, 6, 8]
+feature_count = 12
+embedding_dim = 4
+window_seconds = 0.5
+[data]
+segment_seconds = 0.5
+workers = 0
+[augment]
+pitch_semitones = 1.0
+[phrases]
+minutes_per_style = 0.2
+phrase_seconds = 4
+pair_share = 0.0
+phrase_share = 1.0
+[trainer]
+steps = 1
+batch_size = 4
+validation_every_steps = 1
+"""
 STYLE = """
 [[style]]
 id = "{id}"
@@ -569,6 +596,27 @@ def test_a_run_with_phrases_learns_from_pairs_and_names_its_tunes(
     options = RunOptions(out_folder=tmp_path / "run", accelerator="cpu", devices="1", progress=False)
     result = run_training(recipe, library, options, bank)
     assert result.steps == 2 and math.isfinite(result.metrics["validation/loss"])
+    assert read_checkpoint(result.last_checkpoint)["restyle"]["tunes"] == sorted({p.tune for p in bank.phrases})
+
+
+def test_a_recogniser_learns_from_phrases_and_names_its_tunes(place: Path, bank: PhraseBank, tmp_path: Path) -> None:
+    from training.checkpoint import read_checkpoint
+
+    styles = "".join(STYLE.format(id=k, program=v) for k, v in PROGRAMS.items())
+    (tmp_path / "ears.toml").write_text(EARS + styles)
+    recipe = load_recipe(tmp_path / "ears.toml")
+    library, sampler = loaded(place, recipe), PhraseSampler(bank)
+    batches = TrainingBatches([ExcerptSampler(s.train, recipe.data) for s in library.styles], recipe, 0, 0, sampler)
+    batch = batches.batch(0)
+    assert batch.paired is None and batch.raw.shape[0] == 4
+    row, style = next((row, style) for row, style in enumerate(batch.style.tolist()) if style in sampler)
+    played = np.concatenate([rendering.audio() for rendering in bank.renderings[style]]) / np.float32(32768)
+    heard = batch.raw[row].numpy()
+    windows = np.lib.stride_tricks.sliding_window_view(played, 64)
+    assert (np.abs(windows - heard[6000:6064]).max(axis=1) < 1e-3).any()  # a piece of what was played
+    options = RunOptions(out_folder=tmp_path / "run", accelerator="cpu", devices="1", progress=False)
+    result = run_training(recipe, library, options, bank)
+    assert result.steps == 1 and math.isfinite(result.metrics["validation/accuracy"])
     assert read_checkpoint(result.last_checkpoint)["restyle"]["tunes"] == sorted({p.tune for p in bank.phrases})
 
 
