@@ -38,6 +38,21 @@ attribution = "atonia"
 """Styles of a recipe, of which ``write_notes`` makes the recordings."""
 
 
+TINY_RECOGNISER = """objective = "recognise"
+[spectral]
+hop_samples = 512
+synthesis_window_samples = 512
+[recogniser]
+band_count = 24
+channels = [4, 6, 6, 8]
+feature_count = 12
+embedding_dim = 4
+window_seconds = 0.5
+dropout = 0.0
+"""
+"""The start of a recipe whose recogniser learns in seconds."""
+
+
 def tiny_recipe(segment_seconds: float) -> str:
     """The start of a recipe that trains in seconds; sections that a test cares about come after it."""
     return f"""

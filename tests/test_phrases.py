@@ -21,7 +21,7 @@ import torch
 from typer.testing import CliRunner
 
 from realtime.cli import app
-from tests.conftest import tiny_recipe
+from tests.conftest import TINY_RECOGNISER, tiny_recipe
 from training import phrases as phrases_module
 from training.augment import make_true_pair, raw_samples, rms
 from training.instrument import (
@@ -72,19 +72,9 @@ validation_every_steps = 2
 validation_segments = 1
 media_count = 0
 """
-EARS = """
+EARS = f"""
 name = "ears"
-objective = "recognise"
-[spectral]
-hop_samples = 512
-synthesis_window_samples = 512
-[recogniser]
-band_count = 24
-channels = [4, 6, 6, 8]
-feature_count = 12
-embedding_dim = 4
-window_seconds = 0.5
-[data]
+{TINY_RECOGNISER}[data]
 segment_seconds = 0.5
 workers = 0
 [augment]

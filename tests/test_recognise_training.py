@@ -23,7 +23,7 @@ from export.verify import MINIMUM_HOPS, TOLERANCE, VerifyError  # noqa: E402
 from realtime.bundle import Golden, read_bundle  # noqa: E402
 from realtime.cli import app  # noqa: E402
 from realtime.recognise import Recogniser, recognise_file  # noqa: E402
-from tests.conftest import CLIPS, SAX_STYLE, VIBRAPHONE_STYLE, tiny_recipe, write_notes  # noqa: E402
+from tests.conftest import CLIPS, SAX_STYLE, TINY_RECOGNISER, VIBRAPHONE_STYLE, tiny_recipe, write_notes  # noqa: E402
 from training.checkpoint import (  # noqa: E402
     CHECKPOINT_FORMAT,
     CHECKPOINT_KEY,
@@ -40,18 +40,7 @@ from training.train import RunOptions, prepare_teachers, read_judges, run_traini
 
 RECIPE = f"""
 name = "tiny"
-objective = "recognise"
-[spectral]
-hop_samples = 512
-synthesis_window_samples = 512
-[recogniser]
-band_count = 24
-channels = [4, 6, 6, 8]
-feature_count = 12
-embedding_dim = 4
-window_seconds = 0.5
-dropout = 0.0
-[data]
+{TINY_RECOGNISER}[data]
 segment_seconds = 0.5
 piece_seconds = [0.2, 0.5]
 workers = 0

@@ -219,6 +219,13 @@ def steady_tones(rows: int, samples: int, sample_rate: int, generator: torch.Gen
     return tone / rms(tone) * 10.0 ** (_uniform(generator, rows, -42.0, -12.0) / 20.0)
 
 
+def at_places(audio: Tensor, place: Tensor) -> Tensor:
+    """[batch, samples] at ``place`` [batch, places], in samples, on straight lines between them: [batch, places]."""
+    before = place.long().clamp(0, audio.shape[1] - 2)
+    share = (place - before).to(audio.dtype)
+    return audio.gather(1, before) * (1.0 - share) + audio.gather(1, before + 1) * share
+
+
 def bend_pitch(audio: Tensor, sample_rate: int, semitones: float, generator: torch.Generator) -> Tensor:
     """[batch, samples] with a glide of up to ``semitones`` each way and vibrato of up to a quarter of that.
 
@@ -236,10 +243,7 @@ def bend_pitch(audio: Tensor, sample_rate: int, semitones: float, generator: tor
     time = torch.linspace(0.0, math.pi, samples, device=audio.device)
     bent = (shift[:, :, None] * torch.sin(turns[:, :, None] * time)).sum(dim=1)
     place = (torch.arange(samples, device=audio.device) + bent).clamp(0.0, samples - 1.0)
-    before = place.long().clamp_max(samples - 2)
-    share = (place - before).to(audio.dtype)
-    # Straight lines between samples dull the highest octave a little, which a microphone does, too.
-    return audio.gather(1, before) * (1.0 - share) + audio.gather(1, before + 1) * share
+    return at_places(audio, place)  # that dulls the highest octave a little, which a microphone does, too
 
 
 def add_room(audio: Tensor, sample_rate: int, chance: float, generator: torch.Generator) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.augment import at_places
 from training.library import Recording
 from training.models import recogniser
 from training.models.recogniser import RecogniserConfig, draw_phrase, in_a_room
@@ -61,9 +62,7 @@ def at_other_speeds(audio: Tensor, semitones: float, random: torch.Generator) ->
     heard = int((samples - 1) / 2.0 ** (semitones / 12.0))
     spare = samples - 1 - (heard - 1) * speeds
     place = _uniform(random, 0.0, 1.0, batch, 1) * spare + torch.arange(heard, device=audio.device) * speeds
-    before = place.long().clamp(0, samples - 2)
-    share = (place - before).to(audio.dtype)
-    return audio.gather(1, before) * (1.0 - share) + audio.gather(1, before + 1) * share
+    return at_places(audio, place)
 
 
 def hidden_stretch(batch: int, count: int, random: torch.Generator) -> Tensor:
