@@ -47,7 +47,7 @@ GOLDEN_HOPS = 64
 MOST_BLENDED_STYLES = 32
 """Of whose blends levels are measured: pairs grow with the square."""
 BLENDED = slice(1, 4)
-"""The playings that blends are measured on: the registers in the middle."""
+"""The playings that blends are measured on: what is plucked, in the registers in the middle."""
 NOISE_PLAYINGS, NOISE_SECONDS = 3, 8.0
 LEAST_EMPHASIS, MOST_EMPHASIS = 0.1, 3.0
 

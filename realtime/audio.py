@@ -298,12 +298,12 @@ def _planar(frames: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(frames.reshape(-1, channels).T)
 
 
-def demo_playing(sample_rate: int) -> NDArray[np.float32]:
-    """The bundled clip in mono [samples] at this rate."""
+def demo_playing(sample_rate: int, clip: Path = DEMO_CLIP) -> NDArray[np.float32]:
+    """A bundled clip in mono [samples] at this rate."""
     import soxr
 
-    audio = np.concatenate(list(read_blocks(DEMO_CLIP, 65_536)), axis=1).mean(axis=0)
-    return soxr.resample(audio, file_info(DEMO_CLIP).sample_rate, sample_rate, quality="VHQ").astype(np.float32)
+    audio = np.concatenate(list(read_blocks(clip, 65_536)), axis=1).mean(axis=0)
+    return soxr.resample(audio, file_info(clip).sample_rate, sample_rate, quality="VHQ").astype(np.float32)
 
 
 class AudioWriter:

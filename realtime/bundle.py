@@ -52,6 +52,7 @@ FIRST_MODEL = MODELS_DIR / "first.onnx"
 COMPOSER_MODEL = MODELS_DIR / "composer.onnx"
 DEFAULT_RECOGNISER = MODELS_DIR / "recogniser.onnx"
 DEMO_CLIP = Path(__file__).parent / "demo" / "guitar.flac"
+BOWED_CLIP = Path(__file__).parent / "demo" / "violin.flac"
 DEMO_MIDI = Path(__file__).parent / "demo" / "switches.mid"
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from realtime.bundle import BOWED_CLIP, DEMO_CLIP
 from realtime.controls import TARGET_LOUDNESS_LUFS
 
 if TYPE_CHECKING:
@@ -37,20 +38,22 @@ def at_common_loudness(audio: NDArray[np.float32], sample_rate: int) -> NDArray[
 
 
 def reference_playings(sample_rate: int) -> list[NDArray[np.float32]]:
-    """What styles are matched on: the start of the bundled clip at five tape speeds, an octave down to one up.
+    """What styles are matched on: a plucked and then a bowed clip, each at five tape speeds, an octave down to one up.
 
-    A style is louder in one register than in another; matched over all of them it stands out in none. Each [samples]
-    is at the common loudness.
+    A style is louder in one register than in another, and one that is struck is louder on what is plucked than on what
+    is held; matched over all of them it stands out in none. Each [samples] is at the common loudness.
     """
     import soxr
 
     from realtime.audio import demo_playing
 
-    clip, playings = demo_playing(sample_rate), []
-    for speed in REGISTER_SPEEDS:
-        start = clip[: round(speed * REGISTER_SECONDS * sample_rate)]
-        moved = soxr.resample(start, speed * sample_rate, sample_rate, quality="HQ").astype(np.float32)
-        playings.append(at_common_loudness(moved, sample_rate))
+    playings = []
+    for clip in (DEMO_CLIP, BOWED_CLIP):
+        playing = demo_playing(sample_rate, clip)
+        for speed in REGISTER_SPEEDS:
+            start = playing[: round(speed * REGISTER_SECONDS * sample_rate)]
+            moved = soxr.resample(start, speed * sample_rate, sample_rate, quality="HQ").astype(np.float32)
+            playings.append(at_common_loudness(moved, sample_rate))
     return playings
 
 

@@ -157,6 +157,21 @@ def test_partials_stand_out_of_noise_and_noise_does_not() -> None:
     assert math.isnan(measures.partials_db(hiss[:100], RATE))
 
 
+def test_bands_of_a_steady_tone_hold_still_and_those_of_what_beats_or_hisses_do_not() -> None:
+    tone = harmonic(220.0, 2.0, RATE)
+    time_s = np.arange(len(tone)) / RATE
+    beating = tone * (1.0 + 0.5 * np.sin(2 * np.pi * 6.0 * time_s)).astype(np.float32)
+    restruck = tone * np.exp(-20.0 * (time_s % 0.2)).astype(np.float32)
+    still, beats, strikes, hisses = (
+        measures.flutter_db(audio, RATE) for audio in (tone, beating, restruck, noise(2.0, RATE))
+    )
+    assert still < 0.1 < 0.5 < beats < strikes
+    assert 1.0 < hisses < 5.0
+    assert measures.flutter_db(0.01 * beating, RATE) == pytest.approx(beats, abs=0.05)
+    assert math.isnan(measures.flutter_db(np.zeros(RATE, np.float32), RATE))
+    assert math.isnan(measures.flutter_db(noise(2.0, RATE)[:100], RATE))
+
+
 def test_noise_alone_is_no_hop_buzz() -> None:
     assert measures.hop_buzz_db(np.zeros(6 * RATE, np.float32), noise(6.0, RATE), HOP) == measures.BUZZ_FLOOR_DB
 
@@ -395,8 +410,9 @@ def test_the_command_from_folders_to_figures(
     assert same == figures["mean"]  # one engine, one figure
     for shares in figures["taken_for"].values():
         assert sum(shares.values()) == pytest.approx(1.0, abs=0.01)
-    assert set(figures["partials_of_recordings_db"]) == {"violin", "flute"}
-    assert "How far partials stand out" in result.stdout and figures["mean"]["partials_db"] > 5.0
+    for name, title in (("partials_db", "How far partials stand out"), ("flutter_db", "How much bands move")):
+        assert set(figures["recordings"][name]) == {"violin", "flute"}
+        assert title in result.stdout and figures["mean"][name] > 0.0
     later = figures["mean"]["style_accuracy_later"]
     assert 0.0 <= figures["mean"]["style_accuracy_first"] <= 1.0 and 0.0 <= later <= 1.0
     assert f"in later ones {later:.0%}" in " ".join(result.stdout.split())

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
-from realtime.controls import Performer
-from realtime.loudness import loudness_lufs
+from realtime.controls import Performer, level_gain_db
+from realtime.loudness import REGISTER_SPEEDS, loudness_lufs, reference_playings, styles_loudness_lufs
 from realtime.midi import Message, MidiMap, apply
 from realtime.processor import FADE_HOPS, Processor
 
@@ -68,6 +68,19 @@ def test_from_any_style_to_any_other_at_any_moment_nothing_clicks_or_stops(pair:
         return min(float(np.sqrt(np.mean(part**2))) for part in np.array_split(sound[around], 3))
 
     assert floor(switched) > 0.2 * min(floor(one), floor(other))
+
+
+def test_every_style_is_as_loud_as_the_others_on_what_is_plucked_and_on_what_is_bowed() -> None:
+    styles = BUNDLE.manifest.styles
+    vectors = [np.asarray(style.vector, np.float32) for style in styles]
+    gains_db = np.array([[level_gain_db(style.loudness_lufs)] for style in styles])
+    levels = styles_loudness_lufs(BUNDLE, vectors, reference_playings(RATE)) + gains_db
+    plucked_and_bowed = np.split(levels, [len(REGISTER_SPEEDS)], axis=1)
+    for playing in plucked_and_bowed:
+        level = playing.mean(axis=1)
+        assert np.abs(level - level.mean()).max() < 1.0, dict(
+            zip(STYLES, np.round(level - level.mean(), 1), strict=True)
+        )
 
 
 def test_chords_of_five_and_morphs_sound_as_loud_as_single_styles() -> None:

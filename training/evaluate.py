@@ -230,9 +230,9 @@ def evaluate(
             "styles_of_voices": of_voices["styles"],
         }
     accuracy = recogniser.accuracy
-    partials = {
-        style: mean_of(measures.partials_db(recording.audio(), rate) for recording in recordings[style])
-        for style in styles
+    of_recordings = {
+        name: {style: mean_of(heard(recording.audio(), rate) for recording in recordings[style]) for style in styles}
+        for name, heard in (("partials_db", measures.partials_db), ("flutter_db", measures.flutter_db))
     }
     figures = {
         "model": bundle.manifest.name,
@@ -264,7 +264,7 @@ def evaluate(
             for item, row in zip(items, next(iter(systems[UNCHANGED].values())), strict=True)
         },
         "skipped": notes,
-        "partials_of_recordings_db": partials,
+        "recordings": of_recordings,
         **code_figures(bundle, styles, recordings, recogniser, options.provider, options.seconds, tell),
         **summaries[MODEL],
         "baselines": {name: summary for name, summary in summaries.items() if name != MODEL},
@@ -457,6 +457,7 @@ def _averages(group: Sequence[Measured], accuracies: Sequence[float]) -> dict[st
         "hop_buzz_db": mean_of(row.hop_buzz_db for row in group),
         "hop_buzz_worst_db": rounded(max(row.hop_buzz_db for row in group)),
         "partials_db": mean_of(row.partials_db for row in group),
+        "flutter_db": mean_of(row.flutter_db for row in group),
         "clicks_per_minute": rounded(60.0 * sum(row.clicks for row in group) / sum(row.seconds for row in group)),
         "silence_peak_dbfs": rounded(max(row.silence_peak_dbfs for row in group)),
     }

@@ -22,6 +22,9 @@ Audio = NDArray[np.float32]
 
 PARTIALS_HZ = (3_000.0, 7_500.0)  # between which mel bands hold several of them
 AROUND_BINS = 25  # a partial is compared with; 600 Hz at 48 kHz
+FLUTTER_HZ = (150.0, 8_000.0)  # between which bands are watched
+FLUTTER_BANDS = 40
+FLUTTER_RANGE_DB = 40.0  # what lies further below the loudest place is not heard to move
 TRACK_RATE = 16_000  # of pitch, onsets, chroma and loudness; what is asked for must have this rate
 TRACK_HOP = 320  # 20 ms
 SOUNDING_DB = 30.0  # a frame no more than so far below the loudest one sounds
@@ -227,6 +230,31 @@ def partials_db(audio: Audio, sample_rate: int) -> float:
         return math.nan
     strongest = apart[-(len(apart) // 10) :].mean(axis=0)
     return float(np.mean(10.0 * np.log10(strongest / np.maximum(np.median(apart, axis=0), 1e-6))))
+
+
+def flutter_db(audio: Audio, sample_rate: int) -> float:
+    """How much mel bands move from one 20 ms to the next: mean absolute difference in dB, 0 of a steady tone.
+
+    Over frames of 43 ms, where a band sounds both times; NaN where nothing does. Bands of what is held move little:
+    what is restruck, beats, or is noise moves more.
+    """
+    size = 2 ** round(math.log2(0.043 * sample_rate))
+    if len(audio) < 2 * size or not np.any(audio):
+        return math.nan
+    power = librosa.feature.melspectrogram(
+        y=audio,
+        sr=sample_rate,
+        n_fft=size,
+        hop_length=sample_rate // 50,
+        n_mels=FLUTTER_BANDS,
+        fmin=FLUTTER_HZ[0],
+        fmax=FLUTTER_HZ[1],
+        center=False,
+    )
+    decibels = 10.0 * np.log10(np.maximum(power, 1e-30))
+    sounds = decibels > decibels.max() - FLUTTER_RANGE_DB
+    both = sounds[:, 1:] & sounds[:, :-1]
+    return float(np.abs(np.diff(decibels, axis=1))[both].mean()) if both.any() else math.nan
 
 
 def _relative_db(buzz: float, total: float) -> float:

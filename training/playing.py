@@ -56,6 +56,7 @@ class Measured:
     loudness_correlation: float
     hop_buzz_db: float
     partials_db: float
+    flutter_db: float
     clicks: int
     silence_peak_dbfs: float
     loudness_lufs: float
@@ -140,6 +141,7 @@ def measure(
         measures.loudness_correlation(item.tracked, tracked),
         measures.hop_buzz_db(item.audio, out, hop_samples),
         measures.partials_db(out, sample_rate),
+        measures.flutter_db(out, sample_rate),
         measures.added_clicks(item.audio, out, sample_rate),
         measures.peak_dbfs(after),
         loudness_lufs(out, sample_rate),

@@ -24,6 +24,11 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("clicks_per_minute", "clicks\n/min", ".1f"),
     ("silence_peak_dbfs", "quiet\ndBFS", ".0f"),
 )
+BESIDE_RECORDINGS = {
+    "partials_db": "How far partials stand out from 3 to 7.5 kHz, dB (noise: 6.3)",
+    "flutter_db": "How much bands move from one 20 ms to the next, dB (a steady tone: 0)",
+}
+"""What has no best value but that of the style's recordings."""
 OF_ALL_INPUTS = ("frechet_ratio", "hop_buzz_tone_db")
 
 
@@ -77,7 +82,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         means[-1].caption, means[-1].caption_justify = _first_and_later(figures[key]), "left"
         for name, system in _systems(figures).items():
             means[-1].add_row(name, *cells(system[key]), f"{system[key]['level_spread_lu']:.1f}")
-    return [judge, per_input, *per_style, *means, _partials(figures), *_reconstruction(figures)]
+    return [judge, per_input, *per_style, *means, *_beside_recordings(figures), *_reconstruction(figures)]
 
 
 def _first_and_later(mean: dict[str, Any]) -> str:
@@ -85,16 +90,17 @@ def _first_and_later(mean: dict[str, Any]) -> str:
     return "" if later is None else f"style in the first excerpt of each input {first:.0%}, in later ones {later:.0%}"
 
 
-def _partials(figures: dict[str, Any]) -> Table:
-    """Whether what is made has partials where recordings have them, of the inputs of one pitch if there are any."""
+def _beside_recordings(figures: dict[str, Any]) -> list[Table]:
+    """Whether what is made has what recordings have, of the inputs of one pitch if there are any."""
     kind = "" if figures["styles_of_voices"] is None else "_of_voices"
     systems = _systems(figures)
-    title = "How far partials stand out from 3 to 7.5 kHz, dB (noise: 6.3)"
-    grid = _grid(title, "style", "recordings", *systems)
-    for style, real in figures["partials_of_recordings_db"].items():
-        made = (system[f"styles{kind}"].get(style, {}).get("partials_db") for system in systems.values())
-        grid.add_row(style, *("-" if value is None else f"{value:.1f}" for value in (real, *made)))
-    return grid
+    grids = []
+    for name, title in BESIDE_RECORDINGS.items():
+        grids.append(_grid(title, "style", "recordings", *systems))
+        for style, real in figures["recordings"][name].items():
+            made = (system[f"styles{kind}"].get(style, {}).get(name) for system in systems.values())
+            grids[-1].add_row(style, *("-" if value is None else f"{value:.1f}" for value in (real, *made)))
+    return grids
 
 
 def _reconstruction(figures: dict[str, Any]) -> list[Table]:
