@@ -20,6 +20,10 @@ def export(
         str,
         typer.Option(help="How far styles lie from their mean, times this: 1.15, or 1.15,choir=1.3; above 1 overdoes."),
     ] = "1",
+    mean_with: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another checkpoint of the run: the mean of their weights goes into the file; repeatable."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write one model file from a checkpoint, verified against torch sample by sample, or none.
@@ -55,6 +59,8 @@ def export(
             objective = objective_of(checkpoint)
             if overdo != Emphasis() and objective in ("compose", "recognise"):
                 raise _refusal(console, f"--emphasis: {checkpoint} has no styles to overdo; leave it out", code=2)
+            if mean_with and objective in ("compose", "recognise"):
+                raise _refusal(console, f"--mean-with: {checkpoint} makes no sound; leave it out", code=2)
             if objective == "compose":
                 result = export_composer(load_composer(checkpoint), model, description)
                 extent = f"in the logits of {result.events} events"
@@ -62,7 +68,7 @@ def export(
                 result = export_recogniser(load_recogniser(checkpoint), model, description)
                 extent = f"over {result.hops} hops"
             else:
-                result = export_checkpoint(load_for_export(checkpoint), model, description, overdo)
+                result = export_checkpoint(load_for_export(checkpoint, *(mean_with or ())), model, description, overdo)
                 extent = f"of full scale over {result.hops} hops"
     except EmphasisError as error:
         raise _refusal(console, f"--emphasis: {error}") from None

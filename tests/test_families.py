@@ -94,6 +94,8 @@ def test_every_recipe_trains_in_a_moment(name: str, recordings: Path, tmp_path: 
         out = tmp_path / "m.onnx"
         refused = CliRunner().invoke(app, ["export", str(checkpoint), str(out), "--emphasis", "1.2"])
         assert refused.exit_code == 2 and "has no styles to overdo" in refused.output and not out.exists()
+        refused = CliRunner().invoke(app, ["export", str(checkpoint), str(out), "--mean-with", str(checkpoint)])
+        assert refused.exit_code == 2 and "makes no sound; leave it out" in refused.output and not out.exists()
 
 
 @pytest.mark.parametrize("name", PLAYED)

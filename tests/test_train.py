@@ -31,7 +31,7 @@ from realtime.cli import app  # noqa: E402
 from tests.conftest import SAX_STYLE, VIBRAPHONE_STYLE, tiny_recipe, write_notes  # noqa: E402
 from training.augment import Pair  # noqa: E402
 from training.beginning import load_beginning  # noqa: E402
-from training.checkpoint import CheckpointError, load_for_export, read_checkpoint  # noqa: E402
+from training.checkpoint import CHECKPOINT_KEY, CheckpointError, load_for_export, read_checkpoint  # noqa: E402
 from training.library import ExcerptSampler, Library, load_library  # noqa: E402
 from training.models.classifier import style_loss  # noqa: E402
 from training.models.critic import critic_loss, deception_loss  # noqa: E402
@@ -229,6 +229,27 @@ def test_export_takes_the_averaged_weights_where_there_are_some(place: Path) -> 
     plain = run(place, edited(place, ("[trainer]", "[trainer]\naverage_decay = 0")), out="plain")
     state = read_checkpoint(plain.last_checkpoint)["state_dict"]
     assert torch.equal(load_for_export(plain.last_checkpoint).style_vectors, state["styles.weight"])
+
+
+def test_export_takes_the_mean_of_several_checkpoints_of_a_run_and_refuses_those_of_others(place: Path) -> None:
+    result = run(place, edited(place))
+    first = place / "earlier.ckpt"
+    first.write_bytes(result.last_checkpoint.read_bytes())
+    saved = torch.load(first, weights_only=True)
+    for name in saved["state_dict"]:
+        if name.startswith("average_styles."):
+            saved["state_dict"][name] = saved["state_dict"][name] + 1.0
+    torch.save(saved, first)
+    one, both = load_for_export(result.last_checkpoint), load_for_export(result.last_checkpoint, first)
+    torch.testing.assert_close(both.style_vectors, one.style_vectors + 0.5)
+    for name, value in both.generator.state_dict().items():
+        torch.testing.assert_close(value, one.generator.state_dict()[name])
+    saved[CHECKPOINT_KEY]["recipe"]["model"]["hidden"] += 2
+    torch.save(saved, first)
+    with pytest.raises(CheckpointError, match=r"earlier.ckpt: is of another run than .*model\.hidden"):
+        load_for_export(result.last_checkpoint, first)
+    with pytest.raises(CheckpointError, match=r"none\.ckpt: there is no such checkpoint"):
+        load_for_export(result.last_checkpoint, place / "none.ckpt")
 
 
 def test_the_average_follows_the_weights(place: Path) -> None:

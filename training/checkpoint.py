@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,13 +208,18 @@ def objective_of(path: Path) -> str:
     return str(read_checkpoint(path)[CHECKPOINT_KEY].get("objective"))
 
 
-def load_for_export(path: Path) -> TrainedModel:
-    """The trained generator with everything that travels with it. Raises CheckpointError."""
+def load_for_export(path: Path, *others: Path) -> TrainedModel:
+    """The trained generator with everything that travels with it. Raises CheckpointError.
+
+    ``others``: more checkpoints of the same run; the weights are the mean of all (Izmailov et al., "Averaging weights
+    leads to wider optima and better generalization", 2018), all else is that of ``path``.
+    """
     checkpoint = read_checkpoint(path)
     card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
     prefix = "average_" if any(name.startswith("average_generator.") for name in state) else ""
     try:
         recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")
+        state = state | _mean_weights(path, others, recipe, prefix)
         generator = new_generator(recipe)
         generator.load_state_dict(_part(state, f"{prefix}generator."))
         encoder = None
@@ -264,6 +270,23 @@ def load_recogniser(path: Path) -> TrainedRecogniser:
     except (RecipeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
     return TrainedRecogniser(recogniser.eval().requires_grad_(False), recipe, card)
+
+
+def _mean_weights(path: Path, others: Sequence[Path], recipe: Recipe, prefix: str) -> dict[str, Tensor]:
+    """The mean of what all checkpoints say of the weights that are exported. Raises CheckpointError, RecipeError."""
+    states = [read_checkpoint(path)["state_dict"]] if others else []
+    for other in others:
+        checkpoint = read_checkpoint(other)
+        changed = changed_fields(recipe, recipe_from_dict(checkpoint[CHECKPOINT_KEY]["recipe"], f"{other}: recipe"))
+        if changed:
+            raise CheckpointError(f"{other}: is of another run than {path} ({'; '.join(changed)}); leave it out")
+        states.append(checkpoint["state_dict"])
+    parts = tuple(f"{prefix}{part}." for part in ("generator", "encoder", "styles"))
+    names = [{name for name in state if name.startswith(parts)} for state in states]
+    for other, known in zip(others, names[1:], strict=True):
+        if known != names[0]:
+            raise CheckpointError(f"{other}: has other parts than {path} (an encoder, say); leave it out")
+    return {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in set().union(*names)}
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
