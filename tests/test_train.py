@@ -246,9 +246,9 @@ def test_export_takes_the_mean_of_several_checkpoints_of_a_run_and_refuses_those
         torch.testing.assert_close(value, one.generator.state_dict()[name])
     saved[CHECKPOINT_KEY]["recipe"]["model"]["hidden"] += 2
     torch.save(saved, first)
-    with pytest.raises(CheckpointError, match=r"earlier.ckpt: is of another run than .*model\.hidden"):
+    with pytest.raises(CheckpointError, match=r"^\S*earlier.ckpt: is of another run than .*model\.hidden"):
         load_for_export(result.last_checkpoint, first)
-    with pytest.raises(CheckpointError, match=r"none\.ckpt: there is no such checkpoint"):
+    with pytest.raises(CheckpointError, match=r"^\S*none\.ckpt: there is no such checkpoint"):
         load_for_export(result.last_checkpoint, place / "none.ckpt")
 
 

@@ -233,6 +233,8 @@ def load_for_export(path: Path, *others: Path) -> TrainedModel:
             judge.load_state_dict(_part(state, "critic."))
             critic = Ratings(judge).eval().requires_grad_(False)
         vectors = state[f"{prefix}styles.weight"].detach().clone()
+    except CheckpointError:  # of another checkpoint, which it names
+        raise
     except (RecipeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
     if vectors.shape != (len(recipe.style), recipe.model.style_dim):
