@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime.bundle import BOWED_CLIP, DEMO_CLIP
+from realtime.bundle import BOWED_CLIP, DEMO_CLIP, Bundle
 from realtime.controls import TARGET_LOUDNESS_LUFS
-
-if TYPE_CHECKING:
-    from realtime.bundle import Bundle
 
 SILENT_LUFS = -70.0
 REGISTER_SPEEDS = (0.5, 0.75, 1.0, 1.5, 2.0)

@@ -410,9 +410,12 @@ def test_the_command_from_folders_to_figures(
     assert same == figures["mean"]  # one engine, one figure
     for shares in figures["taken_for"].values():
         assert sum(shares.values()) == pytest.approx(1.0, abs=0.01)
-    for name, title in (("partials_db", "How far partials stand out"), ("flutter_db", "How much bands move")):
+    for name, title, least in (
+        ("partials_db", "How far partials stand out", 5.0),
+        ("flutter_db", "How much bands move", 0.0),
+    ):
         assert set(figures["recordings"][name]) == {"violin", "flute"}
-        assert title in result.stdout and figures["mean"][name] > 0.0
+        assert title in result.stdout and figures["mean"][name] > least
     later = figures["mean"]["style_accuracy_later"]
     assert 0.0 <= figures["mean"]["style_accuracy_first"] <= 1.0 and 0.0 <= later <= 1.0
     assert f"in later ones {later:.0%}" in " ".join(result.stdout.split())

@@ -219,7 +219,7 @@ def load_for_export(path: Path, *others: Path) -> TrainedModel:
     prefix = "average_" if any(name.startswith("average_generator.") for name in state) else ""
     try:
         recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")
-        state = state | _mean_weights(path, others, recipe, prefix)
+        state = state | _mean_weights(path, state, others, recipe, prefix)
         generator = new_generator(recipe)
         generator.load_state_dict(_part(state, f"{prefix}generator."))
         encoder = None
@@ -274,9 +274,14 @@ def load_recogniser(path: Path) -> TrainedRecogniser:
     return TrainedRecogniser(recogniser.eval().requires_grad_(False), recipe, card)
 
 
-def _mean_weights(path: Path, others: Sequence[Path], recipe: Recipe, prefix: str) -> dict[str, Tensor]:
-    """The mean of what all checkpoints say of the weights that are exported. Raises CheckpointError, RecipeError."""
-    states = [read_checkpoint(path)["state_dict"]] if others else []
+def _mean_weights(
+    path: Path, state: dict[str, Tensor], others: Sequence[Path], recipe: Recipe, prefix: str
+) -> dict[str, Tensor]:
+    """The mean of what ``path``, with ``state``, and the others say of the weights that are exported.
+
+    Raises CheckpointError, RecipeError.
+    """
+    states = [state]
     for other in others:
         checkpoint = read_checkpoint(other)
         changed = changed_fields(recipe, recipe_from_dict(checkpoint[CHECKPOINT_KEY]["recipe"], f"{other}: recipe"))
@@ -288,7 +293,7 @@ def _mean_weights(path: Path, others: Sequence[Path], recipe: Recipe, prefix: st
     for other, known in zip(others, names[1:], strict=True):
         if known != names[0]:
             raise CheckpointError(f"{other}: has other parts than {path} (an encoder, say); leave it out")
-    return {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in set().union(*names)}
+    return {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in names[0]}
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
