@@ -248,6 +248,10 @@ def test_export_takes_the_mean_of_several_checkpoints_of_a_run_and_refuses_those
     torch.save(saved, first)
     with pytest.raises(CheckpointError, match=r"^\S*earlier.ckpt: is of another run than .*model\.hidden"):
         load_for_export(result.last_checkpoint, first)
+    saved[CHECKPOINT_KEY]["recipe"]["model"]["kazoo"] = 1
+    torch.save(saved, first)
+    with pytest.raises(CheckpointError, match=r"^\S*earlier.ckpt: does not fit .*model\.kazoo.*; leave it out$"):
+        load_for_export(result.last_checkpoint, first)
     with pytest.raises(CheckpointError, match=r"^\S*none\.ckpt: there is no such checkpoint"):
         load_for_export(result.last_checkpoint, place / "none.ckpt")
 

@@ -279,12 +279,15 @@ def _mean_weights(
 ) -> dict[str, Tensor]:
     """The mean of what ``path``, with ``state``, and the others say of the weights that are exported.
 
-    Raises CheckpointError, RecipeError.
+    Raises CheckpointError that names the other which does not fit.
     """
     states = [state]
     for other in others:
         checkpoint = read_checkpoint(other)
-        changed = changed_fields(recipe, recipe_from_dict(checkpoint[CHECKPOINT_KEY]["recipe"], f"{other}: recipe"))
+        try:
+            changed = changed_fields(recipe, recipe_from_dict(checkpoint[CHECKPOINT_KEY]["recipe"], "its recipe"))
+        except (RecipeError, KeyError) as error:
+            raise CheckpointError(f"{other}: does not fit this version's model ({error}); leave it out") from error
         if changed:
             raise CheckpointError(f"{other}: is of another run than {path} ({'; '.join(changed)}); leave it out")
         states.append(checkpoint["state_dict"])
