@@ -416,6 +416,10 @@ def test_the_command_from_folders_to_figures(
     ):
         assert set(figures["recordings"][name]) == {"violin", "flute"}
         assert title in result.stdout and figures["mean"][name] > least
+    for values in (figures["mean"], *figures["styles"].values(), figures["inputs"]["guitar"]):
+        assert 0.0 <= values["added_strokes_db"] < 1.0
+    assert figures["baselines"]["unchanged"]["mean"]["added_strokes_db"] == 0.0
+    assert "strokes that the input does not have, dB" in " ".join(result.stdout.split())
     later = figures["mean"]["style_accuracy_later"]
     assert 0.0 <= figures["mean"]["style_accuracy_first"] <= 1.0 and 0.0 <= later <= 1.0
     assert f"in later ones {later:.0%}" in " ".join(result.stdout.split())

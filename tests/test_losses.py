@@ -35,6 +35,7 @@ from training.losses import (  # noqa: E402
     relative_mse,
     spectral_convergence,
     stft_magnitude,
+    stroke_loss,
 )
 from training.recipe import LossConfig  # noqa: E402
 
@@ -320,3 +321,27 @@ def test_where_nothing_begins_no_onset_is_asked_for() -> None:
     silent = torch.zeros(1, RATE, requires_grad=True)
     onset_loss(silent, plucks(0.3), RATE).sum().backward()
     assert silent.grad is not None and torch.isfinite(silent.grad).all()
+
+
+@settings(max_examples=4, deadline=None)
+@given(hertz=st.floats(150.0, 900.0), level=st.floats(0.05, 4.0))
+def test_strokes_that_nobody_plays_stand_out_and_those_that_are_played_do_not(hertz: float, level: float) -> None:
+    held = chord(220.0)
+    noise = 0.02 * torch.randn(1, RATE, generator=torch.Generator().manual_seed(0))
+    turns = level * plucks(0.1, 0.27, 0.44, 0.61, 0.78, hertz=hertz)  # as fast as a vibrato
+    assert stroke_loss(turns, held, RATE).item() > 0.3
+    assert stroke_loss(turns, turns, RATE).item() == 0.0
+    late = level * plucks(0.11, 0.28, 0.45, 0.62, 0.79, hertz=hertz)
+    assert stroke_loss(late, turns, RATE).item() < 0.1
+    for steady in (level * chord(hertz), held + noise, level * noise, torch.zeros(1, RATE)):
+        assert stroke_loss(steady, held, RATE).item() < 0.05
+
+
+def test_fewer_strokes_are_no_strokes_added_and_silence_has_a_finite_gradient() -> None:
+    assert stroke_loss(plucks(0.1), plucks(0.1, 0.35, 0.8), RATE).item() < 0.02
+    silent = torch.zeros(1, RATE, requires_grad=True)
+    stroke_loss(silent, plucks(0.3), RATE).sum().backward()
+    made = plucks(0.3).requires_grad_()
+    stroke_loss(made, torch.zeros(1, RATE), RATE).sum().backward()
+    for side in (silent, made):
+        assert side.grad is not None and torch.isfinite(side.grad).all()

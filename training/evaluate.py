@@ -458,6 +458,7 @@ def _averages(group: Sequence[Measured], accuracies: Sequence[float]) -> dict[st
         "hop_buzz_worst_db": rounded(max(row.hop_buzz_db for row in group)),
         "partials_db": mean_of(row.partials_db for row in group),
         "flutter_db": mean_of(row.flutter_db for row in group),
+        "added_strokes_db": mean_of(row.added_strokes_db for row in group),
         "clicks_per_minute": rounded(60.0 * sum(row.clicks for row in group) / sum(row.seconds for row in group)),
         "silence_peak_dbfs": rounded(max(row.silence_peak_dbfs for row in group)),
     }

@@ -21,6 +21,7 @@ LOWEST_PITCH_HZ, HIGHEST_PITCH_HZ = 65.0, 2000.0
 UNCLEAR = 0.3  # a period whose difference is above this is none
 ONSET_SECONDS, ONSET_BANDS = 0.02, 40
 LEAST_ONSET = 0.1  # dB squared: steady sound and noise have less
+STROKE_DB = 1.0  # no style that holds its notes stands out by more where nothing begins
 SSIM_FFT_SIZE, SSIM_BANDS = 1024, 64
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_WEIGHTS = (0.0710, 0.4530, 0.4760)  # 0.0448, 0.2856 and 0.3001, brought to a sum of one
@@ -161,30 +162,43 @@ def pitch_loss(predicted: Tensor, heard: Tensor, sample_rate: int) -> Tensor:
     return ((lost + wrong) * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp_min(1.0)
 
 
-def onset_loss(predicted: Tensor, heard: Tensor, sample_rate: int) -> Tensor:
-    """One minus the correlation of onset strengths over time: audio [batch, samples] -> [batch]; 0 where none begins.
+def onset_strength(audio: Tensor, sample_rate: int) -> Tensor:
+    """The mean rise of mel bands over about 10 ms, in dB: audio [batch, samples] -> [batch, frames] of 5 ms.
 
-    Onset strength: the mean rise of mel bands in dB over about 10 ms (Böck and Widmer, "Maximum filter vibrato
-    suppression for onset detection", 2013, eq. 3, without the filter), over the last 50 dB of the excerpt.
+    Böck and Widmer, "Maximum filter vibrato suppression for onset detection", 2013, eq. 3, without the filter, over
+    the last 50 dB of the excerpt and smoothed over three frames: a bow may answer a pluck some milliseconds late.
     """
     size = 2 ** round(math.log2(ONSET_SECONDS * sample_rate))
-    window, matrix = torch.hann_window(size, device=heard.device), mel_matrix(sample_rate, size, ONSET_BANDS)
-    matrix = matrix.to(heard.device)
+    window, matrix = torch.hann_window(size, device=audio.device), mel_matrix(sample_rate, size, ONSET_BANDS)
+    spectrum = torch.stft(audio, size, size // 4, window=window, pad_mode="constant", return_complex=True)
+    mel = torch.matmul(matrix.to(audio.device), spectrum.real.square() + spectrum.imag.square())
+    floor = 1e-5 * mel.detach().mean(dim=(1, 2), keepdim=True).clamp_min(1e-9)
+    decibels = 10.0 * (mel + floor).log10()
+    rise = (decibels[..., 2:] - decibels[..., :-2]).clamp_min(0.0).mean(dim=1, keepdim=True)
+    return torch.nn.functional.avg_pool1d(rise, 3, 1, 1)[:, 0]
 
-    def strength(audio: Tensor) -> Tensor:
-        spectrum = torch.stft(audio, size, size // 4, window=window, pad_mode="constant", return_complex=True)
-        mel = torch.matmul(matrix, spectrum.real.square() + spectrum.imag.square())
-        floor = 1e-5 * mel.detach().mean(dim=(1, 2), keepdim=True).clamp_min(1e-9)
-        decibels = 10.0 * (mel + floor).log10()
-        rise = (decibels[..., 2:] - decibels[..., :-2]).clamp_min(0.0).mean(dim=1, keepdim=True)
-        near = torch.nn.functional.avg_pool1d(rise, 3, 1, 1)[:, 0]  # a bow may answer a pluck some milliseconds late
-        return near - near.mean(dim=1, keepdim=True)
 
-    ours, theirs = strength(predicted), strength(heard).detach()
+def onset_loss(predicted: Tensor, heard: Tensor, sample_rate: int) -> Tensor:
+    """One minus the correlation of onset strengths: audio [batch, samples] -> [batch]; 0 where nothing begins."""
+    strengths = onset_strength(predicted, sample_rate), onset_strength(heard, sample_rate).detach()
+    ours, theirs = (strength - strength.mean(dim=1, keepdim=True) for strength in strengths)
     alike = (ours * theirs).mean(dim=1)
     powers = [side.square().mean(dim=1) for side in (ours, theirs)]
     correlation = alike / (powers[0].clamp_min(1e-2) * powers[1].clamp_min(1e-2)).sqrt()
     return (1.0 - correlation) * (powers[1] > LEAST_ONSET)
+
+
+def stroke_loss(predicted: Tensor, heard: Tensor, sample_rate: int) -> Tensor:
+    """How far what is struck stands out where nothing is heard to begin, in dB in the mean: audio [batch, samples] ->
+    [batch].
+
+    Onset strengths against their mean over the excerpt, so that steady noise is no stroke. Within 21 ms of what is
+    heard a stroke may be as strong as that, and anywhere 1 dB.
+    """
+    ours, theirs = onset_strength(predicted, sample_rate), onset_strength(heard, sample_rate).detach()
+    ours, theirs = ours - ours.detach().mean(dim=1, keepdim=True), theirs - theirs.mean(dim=1, keepdim=True)
+    near = torch.nn.functional.max_pool1d(theirs[:, None], 9, 1, 4)[:, 0]
+    return (ours - near - STROKE_DB).clamp_min(0.0).mean(dim=1)
 
 
 def log_l2(predicted: Tensor, target: Tensor) -> Tensor:

@@ -225,6 +225,7 @@ class LossConfig:
     mse: float = 0.0  # of the samples themselves
     pitch: float = 0.0  # of the input's pitch, kept in every row
     onsets: float = 0.0  # of what begins in the input beginning in the output, in every row
+    strokes: float = 0.0  # of nothing beginning in the output that does not in the input, in every row
     steadiness: float = 0.0  # of the generator's gains while a tone stands still: what moves there, buzzes
 
     def __post_init__(self) -> None:
@@ -242,7 +243,7 @@ class LossConfig:
                 f"loss.fft_sizes_per_step: must lie between 0 and {len(self.fft_sizes)}, got {self.fft_sizes_per_step}"
             )
         weights = ("spectral_convergence", "log_magnitude", "log_mel", "l2", "gram", "ms_ssim", "level", "mse")
-        _at_least(self, "loss.", 0, *weights, "pitch", "onsets", "steadiness")
+        _at_least(self, "loss.", 0, *weights, "pitch", "onsets", "strokes", "steadiness")
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"loss.{', loss.'.join(weights)}: all are zero; give one of them a weight")
 

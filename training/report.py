@@ -79,7 +79,8 @@ def tables(figures: dict[str, Any]) -> list[Table]:
             per_style[-1].add_row(style, *cells(values), f"{values['level_difference_lu']:+.1f}")
         title = f"{figures['file']} beside its baselines, mean over styles, {of}"
         means.append(_grid(title, "", *headings, "levels\nLU"))
-        means[-1].caption, means[-1].caption_justify = _first_and_later(figures[key]), "left"
+        captions = _first_and_later(figures[key]), _added_strokes(figures[f"styles{kind}"])
+        means[-1].caption, means[-1].caption_justify = "\n".join(filter(None, captions)), "left"
         for name, system in _systems(figures).items():
             means[-1].add_row(name, *cells(system[key]), f"{system[key]['level_spread_lu']:.1f}")
     return [judge, per_input, *per_style, *means, *_beside_recordings(figures), *_reconstruction(figures)]
@@ -88,6 +89,14 @@ def tables(figures: dict[str, Any]) -> list[Table]:
 def _first_and_later(mean: dict[str, Any]) -> str:
     first, later = mean["style_accuracy_first"], mean["style_accuracy_later"]
     return "" if later is None else f"style in the first excerpt of each input {first:.0%}, in later ones {later:.0%}"
+
+
+def _added_strokes(styles: dict[str, dict[str, Any]]) -> str:
+    """What is struck where nothing begins in the input: a fault that no mean over styles shows."""
+    found = {style: values["added_strokes_db"] for style, values in styles.items()}
+    most = sorted((style for style, value in found.items() if value is not None), key=lambda style: -found[style])[:3]
+    worst = ", ".join(f"{style} {found[style]:.2f}" for style in most)
+    return worst and f"strokes that the input does not have, dB (held playing: 0.01): {worst}"
 
 
 def _beside_recordings(figures: dict[str, Any]) -> list[Table]:

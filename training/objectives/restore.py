@@ -23,7 +23,7 @@ from training.augment import Pair, bend_pitch, make_pair, make_true_pair, steady
 from training.beginning import Beginning, widened
 from training.checkpoint import CheckpointError, new_generator
 from training.layers import detached, on_device
-from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss
+from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss, stroke_loss
 from training.models import recogniser
 from training.models.classifier import StyleClassifier
 from training.models.critic import Critic
@@ -255,6 +255,10 @@ class RestoreObjective(Objective):
             blurred = onset_loss(made, played, rate).mean()
             total = total + self.recipe.loss.onsets * blurred
             self.log("train/onsets", blurred, batch_size=len(style))
+        if self.recipe.loss.strokes:
+            struck = stroke_loss(made, played, rate).mean()
+            total = total + self.recipe.loss.strokes * struck
+            self.log("train/strokes", struck, batch_size=len(style))
         if self.recipe.loss.steadiness:
             unsteady = self.unsteadiness(vectors[:TONE_ROWS], batch.seed)
             total = total + self.recipe.loss.steadiness * unsteady
