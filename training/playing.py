@@ -160,9 +160,9 @@ def added_strokes_db(reference: Audio, found: Audio, sample_rate: int) -> float:
     Both [samples]. What training can ask for as ``loss.strokes``: held playing that is struck anew with every turn of a
     vibrato has 0.2 and more, held playing that stays held 0.01 and less.
     """
-    sounds = (torch.from_numpy(np.ascontiguousarray(audio, dtype=np.float32))[None] for audio in (found, reference))
+    heard, made = (torch.from_numpy(np.ascontiguousarray(side, dtype=np.float32))[None] for side in (reference, found))
     with torch.no_grad():
-        return float(stroke_loss(*sounds, sample_rate))
+        return float(stroke_loss(made, heard, sample_rate))
 
 
 def judged(recogniser: Recogniser, excerpts: NDArray[np.float32]) -> Judgement:
