@@ -481,6 +481,22 @@ def test_nothing_becomes_a_style_for_the_judges_alone_and_no_file_has_it(place: 
         edited(place, ("weight = 0.3", "weight = 0.0"))
 
 
+def test_a_style_of_one_note_at_a_time_hears_a_tone(place: Path) -> None:
+    wanted = (SAX_STYLE, SAX_STYLE.replace("[[style]]", "[[style]]\noscillator = true"))
+    module, plain = RestoreObjective(edited(place, wanted), {}), RestoreObjective(edited(place, wanted[::-1]), {})
+    plain.load_state_dict(module.state_dict())  # nothing of it is learned
+    assert plain.generator.oscillator is None
+    number = [style.oscillator for style in module.recipe.style].index(True)
+    audio = 0.1 * torch.sin(2.0 * torch.pi * 220.0 * torch.arange(40 * 128) / 48_000)[None]
+    for row, vector in enumerate(module.styles.weight):
+        made, other = (each.restore(audio, vector[None])[0] for each in (module, plain))
+        assert torch.equal(made, other) == (row != number)
+    with pytest.raises(
+        RecipeError, match=r"style\.oscillator: needs objective = 'restore' and model\.answer = 'gains'"
+    ):
+        edited(place, wanted, ("[model]", '[model]\nanswer = "spectrum"'))
+
+
 def test_a_hard_style_is_asked_for_more_often(place: Path) -> None:
     critic = ("[optimiser]", "[adversary]\nweight = 0.3\ncross_share = 1.0\n[optimiser]")
     third = SAX_STYLE.replace('id = "sax"', 'id = "third"').replace("[[style]]", "[[style]]\ncross_weight = 3.0")

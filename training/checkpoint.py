@@ -16,7 +16,7 @@ from typing import Any
 import dacite
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from realtime.notes import Vocabulary
 from training.models.autoencoder import Autoencoder
@@ -200,7 +200,13 @@ def new_generator(recipe: Recipe) -> Generator | SpectrumGenerator | Autoencoder
     """What the recipe has learn to sound, untrained."""
     if recipe.objective == "generate":
         return NoisePlayer(recipe.spectral, recipe.model)
-    return make_generator(recipe.spectral, recipe.model)
+    return make_generator(recipe.spectral, recipe.model, any(recipe.oscillating))
+
+
+def fit_oscillator(generator: nn.Module, vectors: Tensor, recipe: Recipe) -> None:
+    """Tell ``generator`` which of the styles, by their ``vectors`` [styles, style_dim], hear a tone."""
+    if isinstance(generator, Generator) and generator.oscillator is not None:
+        generator.oscillator.fit(vectors, recipe.oscillating)
 
 
 def objective_of(path: Path) -> str:
@@ -242,6 +248,7 @@ def load_for_export(path: Path, *others: Path) -> TrainedModel:
             f"{path}: styles: shape {tuple(vectors.shape)} does not fit {len(recipe.style)} styles of "
             f"{recipe.model.style_dim} numbers; the file is damaged, train again"
         )
+    fit_oscillator(generator, vectors, recipe)
     return TrainedModel(generator.eval().requires_grad_(False), encoder, critic, vectors, recipe, card)
 
 

@@ -67,6 +67,7 @@ class StyleEntry:
     licence: str
     attribution: str
     judged_only: bool = False  # nothing is to become it; judges tell it from the others, and no model file has it
+    oscillator: bool = False  # a tone of the input's pitch stands in its place: for what sounds one note at a time
     cross_weight: float = 1.0  # how often rows are to become it, against the other styles: more for one that is hard
 
     def __post_init__(self) -> None:
@@ -456,6 +457,8 @@ class Recipe:
                 "style.cross_weight: is for rows that become another style; needs adversary.weight, and "
                 "objective = 'restore'"
             )
+        if any(self.oscillating) and not (self.objective == "restore" and self.model.answer == "gains"):
+            raise ValueError("style.oscillator: needs objective = 'restore' and model.answer = 'gains'")
         if self.adversary.switching and not (crosses and self.data.segments_in_a_row > 1):
             raise ValueError(
                 "adversary.switching: needs adversary.weight, objective = 'restore', data.segments_in_a_row above 1"
@@ -537,6 +540,11 @@ class Recipe:
     def performed(self) -> list[int]:
         """Rows of ``style`` that a model of this recipe plays: all but those for the judges alone."""
         return [row for row, style in enumerate(self.style) if not style.judged_only]
+
+    @property
+    def oscillating(self) -> list[bool]:
+        """Which rows of ``style`` hear a tone in the input's place."""
+        return [style.oscillator for style in self.style]
 
     @property
     def composes(self) -> bool:

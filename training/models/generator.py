@@ -35,6 +35,7 @@ from training.layers import (
     whole_hops,
 )
 from training.models import ANSWERS
+from training.models.oscillator import Oscillator, OscillatorState
 from training.models.unet import BANDS_STEP as UNET_STEP
 from training.models.unet import UNet, UNetState
 
@@ -99,6 +100,7 @@ BodyState = GruState | LstmState | ConvolutionsState | UNetState
 
 @dataclass(frozen=True)
 class GeneratorState:
+    oscillator: OscillatorState | Nothing
     framer: FramerState
     envelope: EnvelopeState | Nothing
     noise: NoiseState | Nothing
@@ -214,8 +216,10 @@ class ListeningBody(SteeredBody):
 class Generator(ListeningBody):
     """audio and style in, audio out, without delay; see the module's text."""
 
-    def __init__(self, spec: SpectralSpec, config: GeneratorConfig) -> None:
+    def __init__(self, spec: SpectralSpec, config: GeneratorConfig, oscillates: bool = False) -> None:
+        """``oscillates``: some styles hear a tone in the input's place; ``oscillator.fit`` says which."""
         super().__init__(spec, config, 0, len(config.signals) * config.band_count)
+        self.oscillator = Oscillator(spec, config.style_dim, config.envelope_hops) if oscillates else None
         hop, window = spec.hop_samples, spec.analysis_window_samples
         self.lowpass = HopLowpass(hop, config.lowpass_taps, config.lowpass_pole)
         if self.lowpass.span_samples > window:
@@ -237,6 +241,7 @@ class Generator(ListeningBody):
 
     def init_state(self, batch: int) -> GeneratorState:
         return GeneratorState(
+            oscillator=self.oscillator.init_state(batch) if self.oscillator else Nothing(),
             framer=self.framer.init_state(batch),
             envelope=self.envelope.init_state(batch) if self.made else Nothing(),
             noise=self.noise.init_state(batch) if self.made else Nothing(),
@@ -266,6 +271,7 @@ class Generator(ListeningBody):
         """audio [batch, n*hop], style [batch, style_dim] -> audio [batch, n*hop] and the state after it."""
         hops = whole_hops(audio.shape[-1], self.spec.hop_samples, "Generator")
         batch, signals = audio.shape[0], self.config.signals
+        audio, oscillator = self._source(audio, style, state)
         frames, framer = self.framer(audio[:, None], state.framer)  # [batch, n, 1, window]
         envelope, noise, made_state = state.envelope, state.noise, state.made
         heard = [frames * self.window] + [frames] * ("input" in signals)
@@ -281,7 +287,14 @@ class Generator(ListeningBody):
 
         gains, body = self.decide(measured[:, :, 0], style, state.body)
         out, bank = self.bank(spectra, gains, state.bank)
-        return out, GeneratorState(framer, envelope, noise, made_state, body, bank)
+        return out, GeneratorState(oscillator, framer, envelope, noise, made_state, body, bank)
+
+    def _source(self, audio: Tensor, style: Tensor, state: GeneratorState) -> tuple[Tensor, OscillatorState | Nothing]:
+        """What the styles hear [batch, n*hop]."""
+        if self.oscillator is None:
+            return audio, state.oscillator
+        assert isinstance(state.oscillator, OscillatorState)
+        return self.oscillator(audio, style, state.oscillator)
 
     def decide(self, heard: Tensor, style: Tensor, state: BodyState) -> tuple[Tensor, BodyState]:
         """Spectra of the windowed input [batch, n, re|im, bins] -> gains in nepers at hop ends [batch, n, signals,
@@ -291,6 +304,7 @@ class Generator(ListeningBody):
 
     def gains(self, audio: Tensor, style: Tensor, state: GeneratorState) -> Tensor:
         """audio [batch, n*hop], style [batch, style_dim] -> only what ``decide`` gives [batch, n, signals, bands]."""
+        audio, _ = self._source(audio, style, state)
         frames, _ = self.framer(audio[:, None], state.framer)
         heard = self.dft(frames * self.window).reshape(audio.shape[0], frames.shape[1], 2, -1)
         return self.decide(heard, style, state.body)[0]

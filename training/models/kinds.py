@@ -10,6 +10,10 @@ from training.models.autoencoder import Autoencoder
 from training.models.generator import Generator, GeneratorConfig, SpectrumGenerator
 
 
-def make_generator(spec: SpectralSpec, config: GeneratorConfig) -> Generator | SpectrumGenerator | Autoencoder:
-    """The kind that ``config.answer`` names, untrained."""
+def make_generator(
+    spec: SpectralSpec, config: GeneratorConfig, oscillates: bool = False
+) -> Generator | SpectrumGenerator | Autoencoder:
+    """The kind that ``config.answer`` names, untrained; ``oscillates`` is for gains alone."""
+    if oscillates:
+        return Generator(spec, config, oscillates)
     return resolve_name(ANSWERS[config.answer])(spec, config)
