@@ -483,7 +483,8 @@ def test_nothing_becomes_a_style_for_the_judges_alone_and_no_file_has_it(place: 
 
 def test_a_style_of_one_note_at_a_time_hears_a_tone(place: Path) -> None:
     wanted = (SAX_STYLE, SAX_STYLE.replace("[[style]]", "[[style]]\noscillator = true"))
-    module, plain = RestoreObjective(edited(place, wanted), {}), RestoreObjective(edited(place, wanted[::-1]), {})
+    module = RestoreObjective(edited(place, wanted), {})
+    plain = RestoreObjective(edited(place, (wanted[1], wanted[0])), {})
     plain.load_state_dict(module.state_dict())  # nothing of it is learned
     assert plain.generator.oscillator is None
     number = [style.oscillator for style in module.recipe.style].index(True)
