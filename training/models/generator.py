@@ -4,6 +4,7 @@ The usual one sets gains. Four signals are analysed: the input; the input driven
 period made from its low end (a full harmonic series even under a dull or pure tone); and noise. All scale with the
 input's own level, so silence in is silence out and loudness follows the playing. The body sets one smooth gain curve
 per signal and hop; the filtered signals add up to the output. The other one writes the output's spectrum itself.
+In some styles a tone may stand in the input's place before all that (``oscillator.py``).
 """
 
 from __future__ import annotations
