@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from realtime.spectral import SpectralSpec
 
+FLOOR_LEVEL = 1e-5  # root mean square; what is this quiet comes out as nothing
+
 
 class ChunkError(ValueError):
     """A chunk that a layer cannot take; whoever calls it must buffer to whole hops."""
@@ -307,11 +309,11 @@ class Envelope(nn.Module):
         return torch.matmul(frames.square(), self.weights.to(frames.dtype)).amax(dim=-1)
 
     def forward(self, frames: Tensor, state: EnvelopeState) -> tuple[Tensor, EnvelopeState]:
-        """frames [batch, n, window] -> level [batch, n*hop], never below 1e-5."""
+        """frames [batch, n, window] -> level [batch, n*hop], never below FLOOR_LEVEL."""
         energy = self.energy(frames)
         # A floor, not a sum: onnxruntime takes the addition of so small a number for none at all and drops it.
-        ends = torch.cat([state.level, energy.clamp_min(1e-10).sqrt()], dim=1)
-        level = torch.matmul(neighbours(ends, frames.shape[1]), self.fade).flatten(1).clamp_min(1e-5)
+        ends = torch.cat([state.level, energy.clamp_min(FLOOR_LEVEL**2).sqrt()], dim=1)
+        level = torch.matmul(neighbours(ends, frames.shape[1]), self.fade).flatten(1).clamp_min(FLOOR_LEVEL)
         return level, EnvelopeState(ends[:, -1:])
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from realtime.spectral import SpectralSpec
 from training.layers import (
+    FLOOR_LEVEL,
     CausalConvolutions,
     ConvolutionsState,
     Envelope,
@@ -45,7 +46,6 @@ FIRST_GAINS = {"input": 0.0, "driven": -4.0, "pulses": -4.0, "noise": -5.0}  # n
 BODIES = ("recurrent", "lstm", "convolutional", "unet")
 SCALES = ("mel", "linear")
 GAIN_RANGE = (-9.0, 3.5)  # nepers
-FLOOR_LEVEL = 1e-5  # root mean square; what is this quiet comes out as nothing
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from realtime.spectral import SpectralSpec
-from training.layers import Envelope, EnvelopeState, Framer, FramerState, fade, neighbours
+from training.layers import FLOOR_LEVEL, Envelope, EnvelopeState, Framer, FramerState, fade, neighbours
 
 DECIMATION = 4  # pitch is looked for below an eighth of the sample rate
 LAGS = 144  # of that many samples there; 83 Hz at 48 kHz and a decimation of 4
@@ -27,7 +27,6 @@ TABLES_PER_OCTAVE = 4
 TABLES = 20
 FULL_HZ = 322.0  # up to here all harmonics sound, an octave higher half of them, and so on
 CERTAIN = 0.3  # of a correlation: a peak below it is none
-QUIET = 1e-5  # root mean square; what is this quiet comes out as nothing
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,9 @@ class Oscillator(nn.Module):
     def periods(self, low: Tensor) -> tuple[Tensor, Tensor]:
         """Decimated frames [batch, n, samples] -> frequency in periods per sample, how clear it is [batch, n, 1]."""
         shape = low.shape[:2]
-        rows = nn.functional.pad(low, (0, BLOCK + self.newest + BLOCK * (LAGS // BLOCK - 1) - self.samples))
-        rows = rows.index_select(2, self.rows_at.flatten()).reshape(*shape, *self.rows_at.shape)
+        rows = (
+            nn.functional.pad(low, (0, 1)).index_select(2, self.rows_at.flatten()).reshape(*shape, *self.rows_at.shape)
+        )
         newest = nn.functional.pad(low[..., -self.newest :], (BLOCK - 1, BLOCK))
         columns = newest.index_select(2, self.columns_at.flatten()).reshape(*shape, *self.columns_at.shape)
         alike = torch.matmul(rows, columns).flatten(2)  # [batch, n, LAGS]
@@ -155,9 +155,8 @@ class Oscillator(nn.Module):
         groups = torch.matmul(frames.reshape(batch, hops, -1, DECIMATION), self.kernel)
         low = groups[:, :, 1:, 0] + groups[:, :, :-1, 1]  # [batch, n, samples]
         frequency, clear = self.periods(low)
-        waves = torch.cos(
-            (2.0 * np.pi * frequency * self.time)[:, :, None] - self.quarter
-        )  # [batch, n, re|im, samples]
+        turns = (2.0 * np.pi * frequency * self.time)[:, :, None]
+        waves = torch.cos(turns - self.quarter)  # [batch, n, re|im, samples]
         real, imaginary = torch.matmul(waves, (low * self.weights)[..., None]).chunk(2, dim=2)
         # Twice the angle of the half: the graph has no function of both parts.
         size = (real.square() + imaginary.square()).clamp_min(1e-20).sqrt()
@@ -174,7 +173,7 @@ class Oscillator(nn.Module):
         ahead = self._ahead(strayed * same, state.last[:, None, 3:])  # [batch, n + 1, 1]
         moved = expected + strayed + ahead[:, 1:] - ahead[:, :-1]
         at = phase[:, :-1] + ahead[:, :-1] + moved * self.fade[1]  # [batch, n, hop]
-        tone = self._read(at - at.floor(), after).flatten(1) * (level - QUIET).clamp_min(0.0)
+        tone = self._read(at - at.floor(), after).flatten(1) * (level - FLOOR_LEVEL).clamp_min(0.0)
         heard = torch.matmul(neighbours(voiced[..., 0], hops), self.fade).flatten(1)
         heard = heard * self.share(style.detach())[:, None]
         last = torch.cat([ends[:, -1], ahead[:, -1]], dim=1)
