@@ -9,6 +9,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
 import soundfile
@@ -378,10 +379,11 @@ def test_the_command_from_folders_to_figures(
     inputs.mkdir()
     (inputs / "guitar.flac").write_bytes(DEMO_CLIP.read_bytes())
     (inputs / "broken.wav").write_bytes(b"RIFF, but not really")
-    written, picture = tmp_path / "figures.json", tmp_path / "figures.png"
+    written, picture, tunes = tmp_path / "figures.json", tmp_path / "figures.png", tmp_path / "tunes"
+    write_scale(tunes / "scale.mid")
     result = run(
         *(FIRST_MODEL, "--inputs", inputs, "--references", references, "--styles", "violin,flute", "--cache", cache),
-        *("--seconds", 6, "--json", written, "--plot", picture, "--baseline", FIRST_MODEL),
+        *("--seconds", 6, "--json", written, "--plot", picture, "--baseline", FIRST_MODEL, "--tunes", tunes),
     )
     assert result.exit_code == 0, (result.stdout, result.stderr)
     assert "broken.wav: cannot be decoded" in " ".join(result.stderr.split())
@@ -420,16 +422,43 @@ def test_the_command_from_folders_to_figures(
         assert 0.0 <= values["added_strokes_db"] < 1.0
     assert figures["baselines"]["unchanged"]["mean"]["added_strokes_db"] == 0.0
     assert "strokes that the input does not have, dB" in " ".join(result.stdout.split())
+    played = figures["tunes"]["styles"]
+    assert list(played) == ["violin", "flute"] and "Tunes played on the recordings themselves" in result.stdout
+    for style, values in played.items():  # the recordings themselves are nearer than a guitar is
+        assert (
+            values["style_accuracy"] > 0.6 and 0.0 < values["frechet_ratio"] < figures["styles"][style]["frechet_ratio"]
+        )
+        assert (values["frechet_ratio_of_voices"] is None) == (figures["mean_of_voices"] is None)
+    assert figures["tunes"]["mean"]["frechet_ratio"] == pytest.approx(
+        np.mean([values["frechet_ratio"] for values in played.values()]), abs=1e-3
+    )
     later = figures["mean"]["style_accuracy_later"]
     assert 0.0 <= figures["mean"]["style_accuracy_first"] <= 1.0 and 0.0 <= later <= 1.0
     assert f"in later ones {later:.0%}" in " ".join(result.stdout.split())
     assert figures["machine"] and figures["date"] and picture.stat().st_size > 20_000
     options = replace(options_of(cache), styles=("violin", "flute"), seconds=6.0, alone=True)
     alone = evaluate(FIRST_MODEL, inputs / "guitar.flac", references, options).figures
-    assert set(alone["baselines"]) == {"unchanged"}
+    assert set(alone["baselines"]) == {"unchanged"} and "tunes" not in alone
     assert alone["mean"] == figures["mean"]
     both = ("--alone", "--baseline", FIRST_MODEL)
     assert run(FIRST_MODEL, "--inputs", inputs, "--references", references, *both).exit_code == 2
+
+
+def test_tunes_that_are_not_there_are_named(references: Path, cache: Path, tmp_path: Path) -> None:
+    options = replace(options_of(cache), styles=("violin",), alone=True, tunes=tmp_path / "nowhere")
+    with pytest.raises(EvaluationError, match=r"--tunes: there is no folder .*nowhere"):
+        evaluate(FIRST_MODEL, DEMO_CLIP, references, options)
+
+
+def write_scale(path: Path) -> None:
+    """Two octaves up and down, from 185 Hz on."""
+    file, track = mido.MidiFile(ticks_per_beat=480), mido.MidiTrack()
+    for step in (*range(0, 25, 2), *range(24, -1, -2)):
+        track.append(mido.Message("note_on", note=54 + step, velocity=80, time=0))
+        track.append(mido.Message("note_off", note=54 + step, velocity=0, time=480))
+    file.tracks.append(track)
+    path.parent.mkdir(exist_ok=True)
+    file.save(path)
 
 
 def test_the_first_excerpt_of_an_input_is_told_apart_from_later_ones() -> None:

@@ -1,21 +1,27 @@
-"""Refining: a search that never makes a style worse, and says what it gained on what it has not heard."""
+"""Refining: steps towards styles that are known, which never make a style worse, judged on what they did not hear."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+from typer.testing import CliRunner
 
-pytest.importorskip("torch")
-
+from realtime import refine as refine_module
+from realtime.audio import demo_playing
 from realtime.bundle import DEFAULT_MODEL, Bundle, read_bundle
-from realtime.learned import LearnError, learn, read_clip
-from training import refine as refine_module
-from training.refine import energy_distance, refine
+from realtime.cli import app
+from realtime.learned import LearnedStyle, LearnError, learn
+from realtime.refine import STEPS, energy_distance, refine
+from realtime.stream import Stream
 
-CLIP = Path(__file__).parent.parent / "realtime" / "demo" / "guitar.flac"
+CLIPS = Path(__file__).parent / "data"
+SAX = CLIPS / "alto_sax_a3.flac"
+HOPS = 16
 
 
 @pytest.fixture(scope="module")
@@ -23,19 +29,62 @@ def bundle() -> Bundle:
     return read_bundle(DEFAULT_MODEL)
 
 
-def test_a_bad_vector_gets_better_on_unheard_playing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refine_module, "POPULATION", 4)
-    monkeypatch.setattr(refine_module, "EXCERPTS_AT_ONCE", 2)
-    audio = read_clip(CLIP, bundle.manifest.spectral.sample_rate)[: 10 * 48_000]
-    learned = learn(bundle, CLIP, "guitar again")
-    wrong = tuple(np.random.default_rng(0).normal(0.0, 2.0, len(learned.style.vector)).tolist())
-    bad = replace(learned, style=replace(learned.style, vector=wrong))
-    shares: list[float] = []
-    found = refine(bundle, bad, audio, 0.2, progress=lambda share, _: shares.append(share))
+@pytest.fixture(scope="module")
+def learned(bundle: Bundle) -> LearnedStyle:
+    return learn(bundle, SAX, "my sax")
+
+
+@pytest.fixture(autouse=True)
+def few_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refine_module, "REGISTERS_HEARD", (2,))
+    monkeypatch.setattr(refine_module, "REGISTERS_UNHEARD", (3,))
+
+
+@pytest.fixture(scope="module")
+def trumpet(bundle: Bundle) -> np.ndarray:
+    """[samples] of what the model plays as a trumpet: some vector is right for it, and is one of its own."""
+    stream = Stream(bundle, 1, HOPS)
+    stream.style[:] = np.array(bundle.manifest.style("trumpet").vector)
+    samples = HOPS * bundle.manifest.spectral.hop_samples
+    return stream.play(demo_playing(bundle.manifest.spectral.sample_rate)[None, : 9 * 48_000 // samples * samples])[0]
+
+
+def with_numbers(learned: LearnedStyle, vector: np.ndarray) -> LearnedStyle:
+    return replace(learned, style=replace(learned.style, vector=tuple(vector.tolist())))
+
+
+def test_a_step_goes_towards_styles_of_the_model_and_comes_nearer(
+    bundle: Bundle, learned: LearnedStyle, trumpet: np.ndarray
+) -> None:
+    known = {style.id: np.array(style.vector) for style in bundle.manifest.styles}
+    begun = 0.5 * (known["drums"] + known["trumpet"])
+    wrong = with_numbers(learned, begun)
+    found = refine(bundle, wrong, trumpet)
     assert found.refined["distance_after"] < found.refined["distance_before"]
-    assert found.style.vector != bad.style.vector and found.style.id == bad.style.id
-    assert shares == sorted(shares) and shares[0] >= 0.0 and shares[-1] <= 1.0
-    assert found.refined["seconds"] >= 12.0
+    assert (found.style.id, found.style.program, found.clip) == (wrong.style.id, wrong.style.program, wrong.clip)
+    assert found.style.loudness_lufs != wrong.style.loudness_lufs
+    towards = begun + (np.array(found.style.vector) - begun) / STEPS[0]
+    pairs = {
+        (one, other): np.abs(0.5 * (known[one] + known[other]) - towards).max() for one in known for other in known
+    }
+    nearest = min(pairs, key=lambda pair: pairs[pair])
+    assert pairs[nearest] < 1e-4 and "trumpet" in nearest
+
+
+def test_more_minutes_are_more_steps_and_none_once_nothing_is_nearer(
+    bundle: Bundle, learned: LearnedStyle, trumpet: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refine_module, "STEPS", STEPS[:2])
+    known = {style.id: np.array(style.vector) for style in bundle.manifest.styles}
+    wrong = with_numbers(learned, 0.5 * (known["drums"] + known["trumpet"]))
+    shares: list[float] = []
+    one, more = refine(bundle, wrong, trumpet), refine(bundle, wrong, trumpet, 5.0, shares.append)
+    assert more.refined["distance_after"] < one.refined["distance_after"]
+    assert shares == sorted(shares) and 0.5 < shares[-1] <= 1.0
+    right = with_numbers(learned, known["trumpet"])
+    same = refine(bundle, right, trumpet)
+    assert same.style == right.style
+    assert same.refined["distance_after"] == same.refined["distance_before"] < one.refined["distance_after"]
 
 
 def test_clouds_of_one_kind_have_no_distance_and_others_twice_the_gap_of_their_middles() -> None:
@@ -47,27 +96,27 @@ def test_clouds_of_one_kind_have_no_distance_and_others_twice_the_gap_of_their_m
     assert energy_distance(two, three) == pytest.approx(2 * (0 + 2 + 1 + 1) / 4 - 1 - 2)
 
 
-def test_the_search_stays_where_styles_are(bundle: Bundle) -> None:
-    known = np.array([style.vector for style in bundle.manifest.styles], np.float32)
-    middle = known.mean(axis=0)
-    usual = float(np.median(np.linalg.norm(known - middle, axis=1)))
-    near, far = middle + 0.5 * (known - middle), middle + 5.0 * (known - middle)
-    np.testing.assert_allclose(refine_module._among(near, known), near, atol=1e-6)
-    kept = refine_module._among(far, known) - middle
-    np.testing.assert_allclose(np.linalg.norm(kept, axis=1), usual, rtol=1e-5)
-    directions = (kept / usual * ((known - middle) / np.linalg.norm(known - middle, axis=1, keepdims=True))).sum(axis=1)
-    np.testing.assert_allclose(directions, 1.0, rtol=1e-5)
-
-
-def test_no_time_is_no_change(bundle: Bundle) -> None:
-    learned = learn(bundle, CLIP, "guitar again")
-    audio = read_clip(CLIP, bundle.manifest.spectral.sample_rate)
-    same = refine(bundle, learned, audio, 0.0)
-    assert same.style == learned.style
-    assert same.refined["distance_after"] == same.refined["distance_before"] > 0.0
-
-
-def test_a_clip_too_short_for_it_is_refused(bundle: Bundle) -> None:
-    learned = learn(bundle, CLIP, "guitar again")
-    with pytest.raises(LearnError, match=r"guitar\.flac: 2\.0 s are too short to refine on"):
+def test_a_clip_too_short_for_it_is_refused(bundle: Bundle, learned: LearnedStyle) -> None:
+    with pytest.raises(LearnError, match=r"alto_sax_a3\.flac: 2\.0 s are too short to refine on.*--refine 0"):
         refine(bundle, learned, np.ones(2 * 48_000, np.float32), 1.0)
+
+
+def test_learn_takes_one_step_unless_it_is_told_otherwise(bundle: Bundle, trumpet: np.ndarray, tmp_path: Path) -> None:
+    clip = tmp_path / "trumpet.wav"
+    soundfile.write(clip, trumpet, bundle.manifest.spectral.sample_rate, subtype="FLOAT")
+
+    def said(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["learn", str(clip), *arguments])
+        return result.exit_code, result.output
+
+    code, printed = said("--name", "one step", "--out", str(tmp_path / "one.style"))
+    assert code == 0 and "distance to the clip, on playing that was not searched with: " in printed
+    code, printed = said("--name", "as heard", "--refine", "0", "--out", str(tmp_path / "none.style"))
+    assert code == 0 and "distance" not in printed
+    one, none = (json.loads((tmp_path / f"{name}.style").read_text()) for name in ("one", "none"))
+    assert one["refined"]["distance_after"] <= one["refined"]["distance_before"] and none["refined"] == {}
+    clip = SAX
+    code, printed = said("--name", "short", "--refine", "1", "--out", str(tmp_path / "short.style"))
+    assert code == 1 and "too short" in printed and not (tmp_path / "short.style").exists()
+    code, _ = said("--name", "short", "--out", str(tmp_path / "short.style"))
+    assert code == 0 and json.loads((tmp_path / "short.style").read_text())["refined"] == {}

@@ -329,6 +329,9 @@ def evaluate(
     alone: Annotated[
         bool, typer.Option("--alone", help="Beside the input unchanged only: half the time, for a look in between.")
     ] = False,
+    tunes: Annotated[
+        Path | None, typer.Option(help="Folder of MIDI files that the references play, too: what real notes reach.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=1.0, help="How much of each input is used: its loudest part.")] = 10.0,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy, confusions and spectrograms to this PNG.")] = None,
@@ -360,6 +363,7 @@ def evaluate(
         styles=tuple(name.strip() for name in (styles or "").split(",") if name.strip()),
         baseline=named_model(baseline) if baseline else None,
         alone=alone,
+        tunes=tunes,
         seconds=seconds,
         provider=provider,
         cache=cache,
@@ -410,7 +414,8 @@ def learn(
         int | None, typer.Option(min=0, max=127, help="MIDI program that selects it; default: the first free one.")
     ] = None,
     refine: Annotated[
-        float | None, typer.Option(min=0.05, help="Search this many minutes for a better style vector.")
+        float | None,
+        typer.Option(min=0.0, help="Minutes to come nearer to the clip in; 0: as heard. Default: one step of it."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -423,6 +428,8 @@ def learn(
     from realtime.files import check_writable
     from realtime.learned import SUFFIX, LearnError, read_clip, style_id, write_style
     from realtime.learned import learn as hear
+    from realtime.refine import SHORTEST_CLIP_S
+    from realtime.refine import refine as come_nearer
 
     errors = Console(stderr=True)
     try:
@@ -437,18 +444,12 @@ def learn(
         except OSError as error:
             raise LearnError(f"{target}: cannot be written ({error.strerror}); choose another --out") from None
         learned = hear(bundle, clip, name, program)
-        if refine:
-            try:
-                from training.refine import refine as search
-            except ModuleNotFoundError as error:
-                raise LearnError(
-                    f"--refine needs {error.name}; install it with: pip install 'restyle[training]'"
-                ) from None
+        audio = read_clip(clip, rate := bundle.manifest.spectral.sample_rate)
+        if refine or (refine is None and len(audio) >= SHORTEST_CLIP_S * rate):
             with Progress(console=errors, transient=True, disable=as_json) as progress:
-                bar = progress.add_task("refining", total=1.0)
-                audio = read_clip(clip, bundle.manifest.spectral.sample_rate)
-                learned = search(
-                    bundle, learned, audio, refine, progress=lambda share, _: progress.update(bar, completed=share)
+                bar = progress.add_task("coming nearer to the clip", total=1.0)
+                learned = come_nearer(
+                    bundle, learned, audio, refine or 0.0, lambda share: progress.update(bar, completed=share)
                 )
         write_style(target, learned)
     except (LearnError, BundleError, AudioFileError, OSError) as error:
@@ -463,6 +464,6 @@ def learn(
     say.print(f"{target}: style '{style.id}' of model '{learned.model}', MIDI program {style.program}")
     if learned.refined:
         before, after = learned.refined["distance_before"], learned.refined["distance_after"]
-        say.print(f"refining: distance to the clip, on other playing, {before:.3f} -> {after:.3f}")
+        say.print(f"distance to the clip, on playing that was not searched with: {before:.2f} -> {after:.2f}")
     with_model = f" --model {shlex.quote(str(model))}" if model else ""
     say.print(f"next: restyle live{with_model} --learned {shlex.quote(str(target))} --style {style.id}")

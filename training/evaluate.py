@@ -38,6 +38,7 @@ from training.models.recogniser import (
     load_or_train,
     real_excerpts,
 )
+from training.phrases import PhraseError
 from training.playing import (
     Engine,
     Input,
@@ -53,6 +54,7 @@ from training.playing import (
 )
 from training.recipe import DataConfig, StyleEntry
 from training.reconstruction import code_figures
+from training.sampled import tunes_figures
 
 REAL_PHRASES = 96
 WEAK_ACCURACY = 0.6
@@ -70,12 +72,14 @@ class EvaluationError(RuntimeError):
 class EvaluationOptions:
     """What is measured. ``styles`` empty: all of the model. ``seconds``: how much of each input, its loudest part.
 
-    ``alone``: beside the input unchanged only, which takes half the time.
+    ``alone``: beside the input unchanged only, which takes half the time. ``tunes``: a folder of MIDI files that the
+    references play for themselves, too.
     """
 
     styles: tuple[str, ...] = ()
     baseline: Path | None = None
     alone: bool = False
+    tunes: Path | None = None
     seconds: float = 10.0
     provider: str = "cpu"
     cache: Path = Path(".restyle-cache")
@@ -234,6 +238,27 @@ def evaluate(
         name: {style: mean_of(heard(recording.audio(), rate) for recording in recordings[style]) for style in styles}
         for name, heard in (("partials_db", measures.partials_db), ("flutter_db", measures.flutter_db))
     }
+    of_tunes = {}
+    if options.tunes:
+        before = {
+            style: [_distance([rows[i] for i in some], real[style]) for some in (range(len(items)), voices) if some]
+            for style, rows in systems[UNCHANGED].items()
+        }
+        try:
+            of_tunes = tunes_figures(
+                bundle,
+                styles,
+                recordings,
+                options.tunes,
+                recogniser,
+                real,
+                before,
+                options.seconds,
+                options.cache,
+                tell,
+            )
+        except PhraseError as error:
+            raise EvaluationError(str(error)) from error
     figures = {
         "model": bundle.manifest.name,
         "file": bundle.path.name,
@@ -265,6 +290,7 @@ def evaluate(
         },
         "skipped": notes,
         "recordings": of_recordings,
+        **of_tunes,
         **code_figures(bundle, styles, recordings, recogniser, options.provider, options.seconds, tell),
         **summaries[MODEL],
         "baselines": {name: summary for name, summary in summaries.items() if name != MODEL},

@@ -110,13 +110,13 @@ def split_tunes(paths: Sequence[Path], seed: int) -> tuple[tuple[Path, ...], tup
     )
 
 
-def find_tunes(folder: Path) -> list[Path]:
-    """All MIDI files below a folder, in a fixed order. Raises PhraseError where there are none."""
+def find_tunes(folder: Path, named: str = "phrases.midi_folder") -> list[Path]:
+    """All MIDI files below a folder, ``named`` so by who asks, in a fixed order. PhraseError where there are none."""
     if not folder.is_dir():
-        raise PhraseError(f"phrases.midi_folder: there is no folder {folder}; create it, or name another")
+        raise PhraseError(f"{named}: there is no folder {folder}; create it, or name another")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".mid", ".midi") and path.is_file())
     if not found:
-        raise PhraseError(f"phrases.midi_folder: no MIDI files in {folder}; put .mid files there")
+        raise PhraseError(f"{named}: no MIDI files in {folder}; put .mid files there")
     return found
 
 
@@ -219,7 +219,11 @@ def fit(
 
 
 def plan_phrases(
-    instruments: Sequence[Instrument | None], tunes: Sequence[Path], config: PhrasesConfig, seed: int
+    instruments: Sequence[Instrument | None],
+    tunes: Sequence[Path],
+    config: PhrasesConfig,
+    seed: int,
+    textures: Sequence[str] = TEXTURES,
 ) -> tuple[Phrase, ...]:
     """What is played and by whom; styles without an instrument (None) play nothing. A function of its arguments.
 
@@ -240,7 +244,7 @@ def plan_phrases(
             random = np.random.default_rng([seed, 3, turn, row])
             home = instruments[row]
             assert home is not None
-            texture = "melody" if home.articulation.monophonic else TEXTURES[turn % len(TEXTURES)]
+            texture = "melody" if home.articulation.monophonic else textures[turn % len(textures)]
             others = [
                 other
                 for other in playing

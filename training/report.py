@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from training.evaluate import Evaluation
+from training.playing import mean_of
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("style_accuracy", "style", ".0%"),
@@ -83,7 +84,15 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         means[-1].caption, means[-1].caption_justify = "\n".join(filter(None, captions)), "left"
         for name, system in _systems(figures).items():
             means[-1].add_row(name, *cells(system[key]), f"{system[key]['level_spread_lu']:.1f}")
-    return [judge, per_input, *per_style, *means, *_beside_recordings(figures), *_reconstruction(figures)]
+    return [
+        judge,
+        per_input,
+        *per_style,
+        *means,
+        *_beside_recordings(figures),
+        *_tunes(figures),
+        *_reconstruction(figures),
+    ]
 
 
 def _first_and_later(mean: dict[str, Any]) -> str:
@@ -110,6 +119,32 @@ def _beside_recordings(figures: dict[str, Any]) -> list[Table]:
             made = (system[f"styles{kind}"].get(style, {}).get(name) for system in systems.values())
             grids[-1].add_row(style, *("-" if value is None else f"{value:.1f}" for value in (real, *made)))
     return grids
+
+
+def _tunes(figures: dict[str, Any]) -> list[Table]:
+    """What the recordings themselves reach by the figures that the model is measured by; nothing unless asked for."""
+    if "tunes" not in figures:
+        return []
+    title = f"Tunes played on the recordings themselves, and {figures['file']}; Fréchet ratios"
+    grid = _grid(title, "style", "recognised", figures["file"], "ratio", figures["file"], "one pitch", figures["file"])
+    of_voices = figures["styles_of_voices"] or {}
+    rows = {}
+    for style, played in figures["tunes"]["styles"].items():
+        made, voices = figures["styles"][style], of_voices.get(style, {})
+        rows[style] = (
+            played["style_accuracy"],
+            made["style_accuracy"],
+            played["frechet_ratio"],
+            made["frechet_ratio"],
+            played["frechet_ratio_of_voices"],
+            voices.get("frechet_ratio"),
+        )
+    rows["mean"] = tuple(mean_of(column) for column in zip(*rows.values(), strict=True))
+    for style, values in rows.items():
+        forms = (".0%", ".0%", ".2f", ".2f", ".2f", ".2f")
+        shown = ("-" if value is None else format(value, form) for value, form in zip(values, forms, strict=True))
+        grid.add_row(style, *shown, style="bold" if style == "mean" else None)
+    return [grid]
 
 
 def _reconstruction(figures: dict[str, Any]) -> list[Table]:
