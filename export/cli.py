@@ -35,7 +35,7 @@ def export(
     try:
         from export.notes import export_composer
         from export.recogniser import export_recogniser
-        from export.verify import VerifyError
+        from export.verify import Verification, VerifyError
         from export.writer import Emphasis, EmphasisError, export_checkpoint
         from realtime.bundle import BundleError
         from training.checkpoint import (
@@ -85,6 +85,13 @@ def export(
         soft_wrap=True,
         markup=False,
     )
+    if isinstance(result, Verification) and result.without_cuda_kernel:
+        console.print(
+            f"warning: a GPU leaves {', '.join(result.without_cuda_kernel)} to the CPU, with two copies at every hop; "
+            "say it with other operators",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _refusal(console: Console, why: str, code: int = 1) -> typer.Exit:

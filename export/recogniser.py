@@ -83,7 +83,8 @@ def verify_recogniser(
     Of the embedding, differences count against its root mean square. Raises VerifyError when the largest difference
     reaches TOLERANCE or a number is not finite.
     """
-    recogniser = Recogniser(read_bundle(path))
+    bundle = read_bundle(path)
+    recogniser = Recogniser(bundle)
     styles, hop = len(recogniser.manifest.styles), recogniser.manifest.spectral.hop_samples
     worst: dict[int, float] = {}
     for hops_per_step in (1, 3, 16):
@@ -102,4 +103,4 @@ def verify_recogniser(
             if not np.isfinite(difference):
                 raise VerifyError(f"{path.name}: output is not finite at hop {i * hops_per_step}")
         worst[hops_per_step] = difference
-    return accepted(hops, worst)
+    return accepted(bundle, hops, worst)

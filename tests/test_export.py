@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pyloudnorm
 import pytest
 
@@ -18,9 +19,16 @@ torch = pytest.importorskip("torch")
 
 import export.writer  # noqa: E402
 from export.graph import build_graph, state_from_tensors, state_tensors  # noqa: E402
-from export.verify import MINIMUM_HOPS, TOLERANCE, VerifyError, run_torch, verify  # noqa: E402
+from export.verify import (  # noqa: E402
+    MINIMUM_HOPS,
+    TOLERANCE,
+    VerifyError,
+    run_torch,
+    verify,
+    without_cuda_kernel,
+)
 from export.writer import Emphasis, NamedStyle, write_model  # noqa: E402
-from realtime.bundle import Card, Golden, Source, read_bundle  # noqa: E402
+from realtime.bundle import DEFAULT_MODEL, Card, Golden, Source, read_bundle  # noqa: E402
 from realtime.controls import TARGET_LOUDNESS_LUFS  # noqa: E402
 from realtime.loudness import reference_playings  # noqa: E402
 from realtime.spectral import SpectralSpec  # noqa: E402
@@ -142,8 +150,21 @@ def test_every_kind_of_generator_is_exported_and_nothing_is_said(
     spec = replace(SPEC, synthesis_window_samples=2 * SPEC.hop_samples) if overlaps else SPEC
     made = make_generator(spec, replace(CONFIG, **kind)).eval()
     result = write_model(made, spec, styles(), CARD, tmp_path / "tiny.onnx", "tiny", verify_hops=300)
-    assert result.largest_difference < TOLERANCE
+    assert result.largest_difference < TOLERANCE and result.without_cuda_kernel == ()
     assert capfd.readouterr() == ("", "")
+
+
+def test_shipped_models_have_a_kernel_for_every_node_on_a_gpu() -> None:
+    shipped = sorted(DEFAULT_MODEL.parent.glob("*.onnx"))
+    assert len(shipped) == 5 and {path.name: without_cuda_kernel(read_bundle(path)) for path in shipped} == {
+        path.name: () for path in shipped
+    }
+    bundle = read_bundle(DEFAULT_MODEL)
+    graph = onnx.load_from_string(bundle.graph)
+    graph.graph.node.extend(
+        [onnx.helper.make_node("Atan", ["audio"], ["a"]), onnx.helper.make_node("Tan", ["a"], ["b"])]
+    )
+    assert without_cuda_kernel(replace(bundle, graph=graph.SerializeToString())) == ("Atan", "Tan")
 
 
 def test_the_golden_vector_is_what_torch_computes(exported: Exported) -> None:
@@ -215,7 +236,5 @@ def test_an_emphasis_is_one_number_and_others_by_style(text: str, why: str) -> N
 
 
 def test_the_shipped_card_is_plain_json() -> None:
-    from realtime.bundle import DEFAULT_MODEL
-
     manifest = json.loads(read_bundle(DEFAULT_MODEL).manifest.to_json())
     assert manifest["card"]["objective"] == "restore" and manifest["card"]["steps"] > 0

@@ -27,6 +27,8 @@ TABLES_PER_OCTAVE = 4
 TABLES = 20
 FULL_HZ = 322.0  # up to here all harmonics sound, an octave higher half of them, and so on
 CERTAIN = 0.3  # of a correlation: a peak below it is none
+ARCTANGENT = (0.99999611, -0.33317368, 0.19807815, -0.1323334, 0.07962364, -0.03360419, 0.00681179)
+"""Of the odd powers of a number up to one: within 2.5e-7. A graph's own Atan has no kernel on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,6 @@ class Oscillator(nn.Module):
     latency_samples = 0
     kernel: Tensor  # [DECIMATION, this group|the next]
     span: Tensor  # [samples, LAGS]: which samples the energy of a lag is of
-    behind: Tensor  # [LAGS, LAGS]: one where the first lag is not behind the second
     rows_at: Tensor
     columns_at: Tensor
     weights: Tensor  # [samples]
@@ -71,6 +72,8 @@ class Oscillator(nn.Module):
     quarter: Tensor  # [re|im, 1]: how far the cosine is turned to give each
     ranks: Tensor  # [LAGS]: a number of its own for each lag, the first the highest
     bend: Tensor  # [before|peak|after, shift's numerator|its denominator|height]
+    powers: Tensor  # [len(ARCTANGENT)]
+    arctangent: Tensor  # [len(ARCTANGENT), 1], in turns
     tables: Tensor  # [TABLES * (TABLE_SAMPLES + 1)]
     fade: Tensor  # [before|after, hop]
     direction: Tensor  # [style_dim]
@@ -94,12 +97,13 @@ class Oscillator(nn.Module):
         for name, value in {
             "kernel": triangle,
             "span": (at >= LAGS - 1 - lag) & (at < self.samples - lag),
-            "behind": np.triu(np.ones((LAGS, LAGS))),
             "weights": np.sin(np.pi * (np.arange(self.samples) + 0.5) / self.samples) ** 2,
             "time": np.arange(self.samples) - (self.samples - 1.0),
             "quarter": np.array([[0.0], [0.5 * np.pi]]),
             "ranks": np.append(np.arange(LAGS - 1, 0, -1), 0),  # the last one has no neighbour
             "bend": np.array([[0.5, 1.0, 0.0], [0.0, -2.0, 1.0], [-0.5, 1.0, 0.0]]),
+            "powers": np.arange(len(ARCTANGENT)),
+            "arctangent": np.array(ARCTANGENT)[:, None] / (2.0 * np.pi),
             "tables": wavetables().flatten(),
             "fade": fade(hop),
             "direction": np.zeros(style_dim),
@@ -135,7 +139,7 @@ class Oscillator(nn.Module):
         alike = torch.matmul(rows, columns).flatten(2)  # [batch, n, LAGS]
         energy = torch.matmul(low.square(), self.span)
         alike = alike * (energy * energy[..., :1]).clamp_min(1e-13).rsqrt()
-        alike = alike * torch.matmul((alike < DIP).float(), self.behind).clamp_max(1.0)  # nothing before the first dip
+        alike = alike * (alike < DIP).float().cumsum(dim=-1).clamp_max(1.0)  # nothing before the first dip
         height = (NEAR * alike.amax(dim=-1, keepdim=True)).clamp_min(CERTAIN)
         peak = (alike >= nn.functional.max_pool1d(alike, 3, 1, 1)) & (alike > height)
         ranked = peak.float() * self.ranks
@@ -145,6 +149,15 @@ class Oscillator(nn.Module):
         over, under, clear = torch.matmul(around, self.bend).chunk(3, dim=-1)
         lag = first + (over / under.clamp_max(-1e-6)).clamp(-0.5, 0.5)
         return found / lag, clear * found
+
+    def turns(self, imaginary: Tensor, real: Tensor) -> Tensor:
+        """Angles of complex numbers [..., 1], from -0.5 to 0.5 of a turn [..., 1]."""
+        high, wide = imaginary.abs(), real.abs()
+        ratio = torch.minimum(high, wide) / torch.maximum(high, wide).clamp_min(1e-20)
+        turns = torch.matmul(ratio.square().pow(self.powers), self.arctangent) * ratio
+        turns = torch.where(high > wide, 0.25 - turns, turns)
+        turns = torch.where(real < 0.0, 0.5 - turns, turns)
+        return torch.where(imaginary < 0.0, -turns, turns)
 
     def forward(self, audio: Tensor, style: Tensor, state: OscillatorState) -> tuple[Tensor, OscillatorState]:
         """audio [batch, n*hop], style [batch, style_dim] -> audio [batch, n*hop] and the state after it."""
@@ -158,9 +171,7 @@ class Oscillator(nn.Module):
         turns = (2.0 * np.pi * frequency * self.time)[:, :, None]
         waves = torch.cos(turns - self.quarter)  # [batch, n, re|im, samples]
         real, imaginary = torch.matmul(waves, (low * self.weights)[..., None]).chunk(2, dim=2)
-        # Twice the angle of the half: the graph has no function of both parts.
-        size = (real.square() + imaginary.square()).clamp_min(1e-20).sqrt()
-        phase = torch.atan(-imaginary / (size + real).clamp_min(1e-10))[..., 0] / np.pi
+        phase = self.turns(-imaginary, real)[..., 0]
         voiced = ((clear - CLEAR[0]) / (CLEAR[1] - CLEAR[0])).clamp(0.0, 1.0)
         now = torch.cat([phase, frequency / DECIMATION, voiced], dim=-1)
         ends = torch.cat([state.last[:, None, :3], now], dim=1)  # [batch, n + 1, 3]
