@@ -448,6 +448,16 @@ def test_tunes_that_are_not_there_are_named(references: Path, cache: Path, tmp_p
     options = replace(options_of(cache), styles=("violin",), alone=True, tunes=tmp_path / "nowhere")
     with pytest.raises(EvaluationError, match=r"--tunes: there is no folder .*nowhere"):
         evaluate(FIRST_MODEL, DEMO_CLIP, references, options)
+    write_scale(tmp_path / "tunes" / "scale.mid")
+    hissing = tmp_path / "hissing"
+    for style in ("violin", "flute"):
+        (hissing / style).mkdir(parents=True)
+        for number in range(6):
+            hiss = np.random.default_rng([number, len(style)]).standard_normal(2 * RATE)
+            soundfile.write(hissing / style / f"{number}.flac", 0.1 * hiss, RATE)
+    options = replace(options, tunes=tmp_path / "tunes")
+    with pytest.raises(EvaluationError, match=r"--tunes: none of the styles violin has 3 recordings of single notes"):
+        evaluate(FIRST_MODEL, DEMO_CLIP, hissing, options)
 
 
 def write_scale(path: Path) -> None:

@@ -18,11 +18,12 @@ from training import measures
 from training.instrument import MeasuredNotes, articulation, build_instrument, measure_all
 from training.library import Recording
 from training.models.recogniser import SAMPLE_RATE, Recogniser, cut_excerpts, loud_enough
-from training.phrases import LEAST_NOTES, find_tunes, plan_phrases, render
+from training.phrases import LEAST_NOTES, PhraseError, find_tunes, plan_phrases, render
 from training.playing import at_rate, judged, mean_of, rounded, share_taken_for
 from training.recipe import PhrasesConfig
 
 TUNES_PER_STYLE = 12
+LONGEST_TUNE_S = 60.0
 
 
 def tunes_figures(
@@ -37,13 +38,13 @@ def tunes_figures(
     cache_folder: Path,
     tell: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
-    """What "tunes" says: melodies of MIDI files, ``seconds`` of each, on the notes among each style's recordings.
+    """What "tunes" says: melodies of MIDI files, ``seconds`` of each at most, on the notes among a style's recordings.
 
     ``real``: each style's embeddings as a Gaussian; ``before``: distances that are a ratio of 1, those of the inputs
     unchanged, of all and of those of one pitch if there are any. Nothing of styles without pitch (drums) or with fewer
-    than LEAST_NOTES notes. Raises PhraseError for the folder.
+    than LEAST_NOTES notes. Raises PhraseError for the folder, and where no style has any.
     """
-    rate, found = bundle.manifest.spectral.sample_rate, {}
+    rate, seconds, found = bundle.manifest.spectral.sample_rate, min(seconds, LONGEST_TUNE_S), {}
     tunes, notes = find_tunes(tunes_folder, "--tunes"), MeasuredNotes(cache_folder, rate)
     minutes = 3 * TUNES_PER_STYLE * seconds / 60.0  # a phrase counts for its two takes and for one partner
     config = PhrasesConfig(minutes_per_style=minutes, phrase_seconds=seconds, partners=1)
@@ -69,6 +70,11 @@ def tunes_figures(
                 "frechet_ratio_of_voices": ratios[1] if len(ratios) > 1 else None,
             }
     notes.save()
+    if not found:
+        raise PhraseError(
+            f"--tunes: none of the styles {', '.join(styles)} has {LEAST_NOTES} recordings of single notes to play on; "
+            "add such recordings, or leave it out"
+        )
     tell("playing tunes on the recordings", len(styles), len(styles))
     names = ("style_accuracy", "frechet_ratio", "frechet_ratio_of_voices")
     return {
