@@ -33,8 +33,9 @@ SHORTEST_CLIP_S = 8.0
 
 def _between(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDArray[np.float64]:
     """Distances of two clouds' points [count, dims], [n, dims] -> [count, n]."""
-    apart = ours[:, None].astype(np.float64) - theirs[None]
-    return np.sqrt(np.square(apart).sum(axis=2))
+    one, other = ours.astype(np.float64), theirs.astype(np.float64)
+    squares = np.square(one).sum(axis=1)[:, None] + np.square(other).sum(axis=1) - 2.0 * one @ other.T
+    return np.sqrt(np.maximum(squares, 0.0))
 
 
 def energy_distance(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pyloudnorm
 import pytest
 
 torch = pytest.importorskip("torch")
+
+import onnx  # noqa: E402
 
 import export.writer  # noqa: E402
 from export.graph import build_graph, state_from_tensors, state_tensors  # noqa: E402
