@@ -444,10 +444,10 @@ def test_the_command_from_folders_to_figures(
     assert run(FIRST_MODEL, "--inputs", inputs, "--references", references, *both).exit_code == 2
 
 
-def test_tunes_that_are_not_there_are_named(references: Path, cache: Path, tmp_path: Path) -> None:
+def test_tunes_that_are_not_there_are_named(cache: Path, tmp_path: Path) -> None:
     options = replace(options_of(cache), styles=("violin",), alone=True, tunes=tmp_path / "nowhere")
     with pytest.raises(EvaluationError, match=r"--tunes: there is no folder .*nowhere"):
-        evaluate(FIRST_MODEL, DEMO_CLIP, references, options)
+        evaluate(FIRST_MODEL, DEMO_CLIP, tmp_path / "not looked at", options)
     write_scale(tmp_path / "tunes" / "scale.mid")
     hissing = tmp_path / "hissing"
     for style in ("violin", "flute"):

@@ -38,7 +38,7 @@ from training.models.recogniser import (
     load_or_train,
     real_excerpts,
 )
-from training.phrases import PhraseError
+from training.phrases import PhraseError, find_tunes
 from training.playing import (
     Engine,
     Input,
@@ -189,6 +189,10 @@ def evaluate(
         style.id for style in bundle.manifest.styles
     )
     paths = find_inputs(inputs)
+    try:
+        tunes = find_tunes(options.tunes, "--tunes") if options.tunes else []
+    except PhraseError as error:
+        raise EvaluationError(str(error)) from error
     recordings, notes = read_references(
         references, rate, options.cache, lambda done, of: tell("reading references", done, of)
     )
@@ -239,7 +243,7 @@ def evaluate(
         for name, heard in (("partials_db", measures.partials_db), ("flutter_db", measures.flutter_db))
     }
     of_tunes = {}
-    if options.tunes:
+    if tunes:
         before = {
             style: [_distance([rows[i] for i in some], real[style]) for some in (range(len(items)), voices) if some]
             for style, rows in systems[UNCHANGED].items()
@@ -249,7 +253,7 @@ def evaluate(
                 bundle,
                 styles,
                 recordings,
-                options.tunes,
+                tunes,
                 recogniser,
                 real,
                 before,

@@ -18,7 +18,7 @@ from training import measures
 from training.instrument import MeasuredNotes, articulation, build_instrument, measure_all
 from training.library import Recording
 from training.models.recogniser import SAMPLE_RATE, Recogniser, cut_excerpts, loud_enough
-from training.phrases import LEAST_NOTES, PhraseError, find_tunes, plan_phrases, render
+from training.phrases import LEAST_NOTES, PhraseError, plan_phrases, render
 from training.playing import at_rate, judged, mean_of, rounded, share_taken_for
 from training.recipe import PhrasesConfig
 
@@ -30,7 +30,7 @@ def tunes_figures(
     bundle: Bundle,
     styles: Sequence[str],
     recordings: Mapping[str, Sequence[Recording]],
-    tunes_folder: Path,
+    tunes: Sequence[Path],
     recogniser: Recogniser,
     real: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
     before: Mapping[str, Sequence[float]],
@@ -42,10 +42,10 @@ def tunes_figures(
 
     ``real``: each style's embeddings as a Gaussian; ``before``: distances that are a ratio of 1, those of the inputs
     unchanged, of all and of those of one pitch if there are any. Nothing of styles without pitch (drums) or with fewer
-    than LEAST_NOTES notes. Raises PhraseError for the folder, and where no style has any.
+    than LEAST_NOTES notes. Raises PhraseError where no style has any.
     """
     rate, seconds, found = bundle.manifest.spectral.sample_rate, min(seconds, LONGEST_TUNE_S), {}
-    tunes, notes = find_tunes(tunes_folder, "--tunes"), MeasuredNotes(cache_folder, rate)
+    notes = MeasuredNotes(cache_folder, rate)
     minutes = 3 * TUNES_PER_STYLE * seconds / 60.0  # a phrase counts for its two takes and for one partner
     config = PhrasesConfig(minutes_per_style=minutes, phrase_seconds=seconds, partners=1)
     for number, style in enumerate(styles):
