@@ -150,3 +150,14 @@ def test_real_playing_is_followed_and_the_graph_says_the_same(tmp_path: Any) -> 
     out, _ = without(torch.from_numpy(stereo), torch.from_numpy(vectors), without.init_state(2))
     np.testing.assert_allclose(made[1], out[1].detach().numpy(), atol=2e-5)
     assert np.abs(made[0] - out[0].detach().numpy()).max() > 1e-3
+
+
+def test_angles_are_right_all_the_way_round(oscillator: Oscillator) -> None:
+    turns = torch.linspace(-0.5, 0.5, 100_001, dtype=torch.float64)[1:, None]
+    parts = (torch.sin(2.0 * np.pi * turns), torch.cos(2.0 * np.pi * turns))
+    for size in (1e-9, 0.01, 300.0):
+        found = oscillator.turns(*((size * part).float() for part in parts))
+        apart = found.double() - turns
+        assert (apart - apart.round()).abs().max() < 2e-7
+    nothing = torch.zeros(1, 1)
+    assert oscillator.turns(nothing, nothing).item() == 0.0
