@@ -35,6 +35,7 @@ from training.checkpoint import CHECKPOINT_KEY, CheckpointError, load_for_export
 from training.library import ExcerptSampler, Library, load_library  # noqa: E402
 from training.models.classifier import style_loss  # noqa: E402
 from training.models.critic import critic_loss, deception_loss  # noqa: E402
+from training.models.generator import TRAITS  # noqa: E402
 from training.models.recogniser import RecogniserConfig, train_recogniser  # noqa: E402
 from training.objectives import restore  # noqa: E402
 from training.objectives.judges import Hearing, hear_judges  # noqa: E402
@@ -481,20 +482,20 @@ def test_nothing_becomes_a_style_for_the_judges_alone_and_no_file_has_it(place: 
         edited(place, ("weight = 0.3", "weight = 0.0"))
 
 
-def test_a_style_of_one_note_at_a_time_hears_a_tone(place: Path) -> None:
-    wanted = (SAX_STYLE, SAX_STYLE.replace("[[style]]", "[[style]]\noscillator = true"))
+@pytest.mark.parametrize("trait", TRAITS)
+def test_a_trait_changes_the_styles_that_have_it_alone(place: Path, trait: str) -> None:
+    wanted = (SAX_STYLE, SAX_STYLE.replace("[[style]]", f"[[style]]\n{trait} = true"))
     module = RestoreObjective(edited(place, wanted), {})
     plain = RestoreObjective(edited(place, (wanted[1], wanted[0])), {})
     plain.load_state_dict(module.state_dict())  # nothing of it is learned
-    assert plain.generator.oscillator is None
-    number = [style.oscillator for style in module.recipe.style].index(True)
-    audio = 0.1 * torch.sin(2.0 * torch.pi * 220.0 * torch.arange(40 * 128) / 48_000)[None]
+    assert list(module.recipe.traits) == [trait] and not plain.recipe.traits
+    number = [getattr(style, trait) for style in module.recipe.style].index(True)
+    audio = 0.1 * torch.sin(2.0 * torch.pi * 220.0 * torch.arange(80 * 128) / 48_000)[None]
+    audio[:, 40 * 128 :] *= 0.03  # gains rise, and others fall
     for row, vector in enumerate(module.styles.weight):
         made, other = (each.restore(audio, vector[None])[0] for each in (module, plain))
         assert torch.equal(made, other) == (row != number)
-    with pytest.raises(
-        RecipeError, match=r"style\.oscillator: needs objective = 'restore' and model\.answer = 'gains'"
-    ):
+    with pytest.raises(RecipeError, match=rf"style\.{trait}: needs objective = 'restore' and model\.answer = 'gains'"):
         edited(place, wanted, ("[model]", '[model]\nanswer = "spectrum"'))
 
 

@@ -200,13 +200,13 @@ def new_generator(recipe: Recipe) -> Generator | SpectrumGenerator | Autoencoder
     """What the recipe has learn to sound, untrained."""
     if recipe.objective == "generate":
         return NoisePlayer(recipe.spectral, recipe.model)
-    return make_generator(recipe.spectral, recipe.model, any(recipe.oscillating))
+    return make_generator(recipe.spectral, recipe.model, recipe.traits)
 
 
-def fit_oscillator(generator: nn.Module, vectors: Tensor, recipe: Recipe) -> None:
-    """Tell ``generator`` which of the styles, by their ``vectors`` [styles, style_dim], hear a tone."""
-    if isinstance(generator, Generator) and generator.oscillator is not None:
-        generator.oscillator.fit(vectors, recipe.oscillating)
+def fit_traits(generator: nn.Module, vectors: Tensor, recipe: Recipe) -> None:
+    """Tell ``generator`` which of the styles, by their ``vectors`` [styles, style_dim], have which trait."""
+    if isinstance(generator, Generator):
+        generator.fit_traits(vectors, recipe.traits)
 
 
 def objective_of(path: Path) -> str:
@@ -248,7 +248,7 @@ def load_for_export(path: Path, *others: Path) -> TrainedModel:
             f"{path}: styles: shape {tuple(vectors.shape)} does not fit {len(recipe.style)} styles of "
             f"{recipe.model.style_dim} numbers; the file is damaged, train again"
         )
-    fit_oscillator(generator, vectors, recipe)
+    fit_traits(generator, vectors, recipe)
     return TrainedModel(generator.eval().requires_grad_(False), encoder, critic, vectors, recipe, card)
 
 

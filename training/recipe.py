@@ -21,7 +21,7 @@ import dacite
 
 from realtime.spectral import SpectralSpec
 from training.models.composer import ComposerConfig
-from training.models.generator import GeneratorConfig
+from training.models.generator import TRAITS, GeneratorConfig
 from training.models.streaming_recogniser import StreamingRecogniserConfig
 
 LEVEL_SECONDS = 0.05  # over which the level loss takes its mean
@@ -68,6 +68,8 @@ class StyleEntry:
     attribution: str
     judged_only: bool = False  # nothing is to become it; judges tell it from the others, and no model file has it
     oscillator: bool = False  # a tone of the input's pitch stands in its place: for what sounds one note at a time
+    slow_attack: bool = False  # its gains rise within ``model.attack_ms``: for what is bowed or blown
+    slow_release: bool = False  # they fall within ``model.release_ms``: for what rings on
     cross_weight: float = 1.0  # how often rows are to become it, against the other styles: more for one that is hard
 
     def __post_init__(self) -> None:
@@ -457,8 +459,8 @@ class Recipe:
                 "style.cross_weight: is for rows that become another style; needs adversary.weight, and "
                 "objective = 'restore'"
             )
-        if any(self.oscillating) and not (self.objective == "restore" and self.model.answer == "gains"):
-            raise ValueError("style.oscillator: needs objective = 'restore' and model.answer = 'gains'")
+        if self.traits and not (self.objective == "restore" and self.model.answer == "gains"):
+            raise ValueError(f"style.{min(self.traits)}: needs objective = 'restore' and model.answer = 'gains'")
         if self.adversary.switching and not (crosses and self.data.segments_in_a_row > 1):
             raise ValueError(
                 "adversary.switching: needs adversary.weight, objective = 'restore', data.segments_in_a_row above 1"
@@ -542,9 +544,10 @@ class Recipe:
         return [row for row, style in enumerate(self.style) if not style.judged_only]
 
     @property
-    def oscillating(self) -> list[bool]:
-        """Which rows of ``style`` hear a tone in the input's place."""
-        return [style.oscillator for style in self.style]
+    def traits(self) -> dict[str, list[bool]]:
+        """Which rows of ``style`` have a trait, for each trait that any of them has."""
+        rows = {name: [bool(getattr(style, name)) for style in self.style] for name in TRAITS}
+        return {name: wanted for name, wanted in rows.items() if any(wanted)}
 
     @property
     def composes(self) -> bool:

@@ -4,11 +4,13 @@ The usual one sets gains. Four signals are analysed: the input; the input driven
 period made from its low end (a full harmonic series even under a dull or pure tone); and noise. All scale with the
 input's own level, so silence in is silence out and loudness follows the playing. The body sets one smooth gain curve
 per signal and hop; the filtered signals add up to the output. The other one writes the output's spectrum itself.
-In some styles a tone may stand in the input's place before all that (``oscillator.py``).
+In some styles a tone may stand in the input's place before all that (``oscillator.py``), and gains may take their time
+to rise or to fall (``traits.py``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +40,7 @@ from training.layers import (
 )
 from training.models import ANSWERS
 from training.models.oscillator import Oscillator, OscillatorState
+from training.models.traits import Ballistics, BallisticsState, Trait
 from training.models.unet import BANDS_STEP as UNET_STEP
 from training.models.unet import UNet, UNetState
 
@@ -45,6 +48,7 @@ SIGNALS = ("input", "driven", "pulses", "noise")
 FIRST_GAINS = {"input": 0.0, "driven": -4.0, "pulses": -4.0, "noise": -5.0}  # natural log, before any training
 BODIES = ("recurrent", "lstm", "convolutional", "unet")
 SCALES = ("mel", "linear")
+TRAITS = ("oscillator", "slow_attack", "slow_release")  # of a style, beside its vector
 GAIN_RANGE = (-9.0, 3.5)  # nepers
 
 
@@ -64,6 +68,9 @@ class GeneratorConfig:
     lowpass_taps: int = 64
     lowpass_pole: float = 0.9
     envelope_hops: int = 4
+    attack_ms: float = 50.0  # in which gains rise in the styles of ``slow_attack``
+    attack_db: float = 7.0  # by which they are held back meanwhile, at most
+    release_ms: float = 100.0  # in which they fall in those of ``slow_release``
     code_size: int = 8  # learned numbers per hop of an autoencoder's code, beside pitch, periodicity and level
     code_levels: int = 7  # that each of them can have
 
@@ -87,8 +94,9 @@ class GeneratorConfig:
             raise ValueError("model.body: 'unet' answers with gains; take another body, or leave model.answer out")
         if not 0.0 < self.lowpass_pole < 1.0:
             raise ValueError(f"model.lowpass_pole: must lie between 0 and 1, got {self.lowpass_pole:g}")
-        if not self.drive > 0.0:
-            raise ValueError(f"model.drive: must be above 0, got {self.drive:g}")
+        for field in ("drive", "attack_ms", "attack_db", "release_ms"):
+            if not getattr(self, field) > 0.0:
+                raise ValueError(f"model.{field}: must be above 0, got {getattr(self, field):g}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ class GeneratorState:
     noise: NoiseState | Nothing
     made: FramerState | Nothing
     body: BodyState
+    ballistics: BallisticsState | Nothing
     bank: FilterBankState
 
 
@@ -217,10 +226,13 @@ class ListeningBody(SteeredBody):
 class Generator(ListeningBody):
     """audio and style in, audio out, without delay; see the module's text."""
 
-    def __init__(self, spec: SpectralSpec, config: GeneratorConfig, oscillates: bool = False) -> None:
-        """``oscillates``: some styles hear a tone in the input's place; ``oscillator.fit`` says which."""
+    def __init__(self, spec: SpectralSpec, config: GeneratorConfig, traits: Collection[str] = ()) -> None:
+        """``traits``: those of TRAITS that some styles have; ``fit_traits`` says which."""
         super().__init__(spec, config, 0, len(config.signals) * config.band_count)
+        oscillates, settles = "oscillator" in traits, {"slow_attack", "slow_release"} & set(traits)
         self.oscillator = Oscillator(spec, config.style_dim, config.envelope_hops) if oscillates else None
+        slow = (config.attack_ms / 1000.0, config.attack_db, config.release_ms / 1000.0)
+        self.ballistics = Ballistics(spec.hop_seconds, *slow, config.style_dim) if settles else None
         hop, window = spec.hop_samples, spec.analysis_window_samples
         self.lowpass = HopLowpass(hop, config.lowpass_taps, config.lowpass_pole)
         if self.lowpass.span_samples > window:
@@ -232,6 +244,7 @@ class Generator(ListeningBody):
         matrix = band_matrix(config.band_count, np.fft.rfftfreq(window, 1.0 / spec.sample_rate), config.scale)
         self.bank = FilterBank(spec, self.dft, len(config.signals), matrix)
         self.latency_samples = spec.stream_delay_samples
+        self.gain_count = len(config.signals) * config.band_count
         with torch.no_grad():
             first = torch.tensor([FIRST_GAINS[name] for name in config.signals])
             if isinstance(self.body, UNet):
@@ -239,6 +252,18 @@ class Generator(ListeningBody):
                 self.body.leave.bias.copy_(first)
             else:
                 self.leave.bias.copy_(first.repeat_interleave(config.band_count))
+
+    def fit_traits(self, vectors: Tensor, wanted: Mapping[str, Sequence[bool]]) -> None:
+        """Which of the styles of these ``vectors`` [styles, style_dim] have a trait, for each that any of them has."""
+        for name, of_styles in wanted.items():
+            self._trait(name).fit(vectors, of_styles)
+
+    def _trait(self, name: str) -> Trait:
+        if name == "oscillator":
+            assert self.oscillator is not None
+            return self.oscillator.share
+        assert self.ballistics is not None
+        return self.ballistics.slow_attack if name == "slow_attack" else self.ballistics.slow_release
 
     def init_state(self, batch: int) -> GeneratorState:
         return GeneratorState(
@@ -248,6 +273,7 @@ class Generator(ListeningBody):
             noise=self.noise.init_state(batch) if self.made else Nothing(),
             made=self.made.init_state(batch) if self.made else Nothing(),
             body=self.body.init_state(batch),
+            ballistics=self.ballistics.init_state(batch, self.gain_count) if self.ballistics else Nothing(),
             bank=self.bank.init_state(batch),
         )
 
@@ -287,8 +313,9 @@ class Generator(ListeningBody):
         measured, spectra = spectra.reshape(batch, hops, len(signals) + 1, 2, -1).split([1, len(signals)], dim=2)
 
         gains, body = self.decide(measured[:, :, 0], style, state.body)
+        gains, ballistics = self._settle(gains, heard[0], style, state)
         out, bank = self.bank(spectra, gains, state.bank)
-        return out, GeneratorState(oscillator, framer, envelope, noise, made_state, body, bank)
+        return out, GeneratorState(oscillator, framer, envelope, noise, made_state, body, ballistics, bank)
 
     def _source(self, audio: Tensor, style: Tensor, state: GeneratorState) -> tuple[Tensor, OscillatorState | Nothing]:
         """What the styles hear [batch, n*hop]."""
@@ -297,6 +324,20 @@ class Generator(ListeningBody):
         assert isinstance(state.oscillator, OscillatorState)
         return self.oscillator(audio, style, state.oscillator)
 
+    def _settle(
+        self, gains: Tensor, windowed: Tensor, style: Tensor, state: GeneratorState
+    ) -> tuple[Tensor, BallisticsState | Nothing]:
+        """Gains and frames [batch, n, 1, window] -> gains [batch, n, signals, bands] in the time that styles give."""
+        if self.ballistics is None:
+            return gains, state.ballistics
+        assert isinstance(state.ballistics, BallisticsState)
+        gains = gains.flatten(2)
+        power = windowed.square().mean(dim=3).clamp_min(FLOOR_LEVEL**2)  # [batch, n, 1]
+        # Once per gain: the logarithm of a lone number differs in its last bit from that of one among many.
+        level = 0.5 * torch.log(power.expand_as(gains))
+        settled, ballistics = self.ballistics(gains, level, style, state.ballistics)
+        return settled.unflatten(2, (-1, self.config.band_count)), ballistics
+
     def decide(self, heard: Tensor, style: Tensor, state: BodyState) -> tuple[Tensor, BodyState]:
         """Spectra of the windowed input [batch, n, re|im, bins] -> gains in nepers at hop ends [batch, n, signals,
         bands]."""
@@ -304,11 +345,12 @@ class Generator(ListeningBody):
         return decided.clamp(*GAIN_RANGE).unflatten(2, (-1, self.config.band_count)), state
 
     def gains(self, audio: Tensor, style: Tensor, state: GeneratorState) -> Tensor:
-        """audio [batch, n*hop], style [batch, style_dim] -> only what ``decide`` gives [batch, n, signals, bands]."""
+        """audio [batch, n*hop], style [batch, style_dim] -> only its gains, in nepers [batch, n, signals, bands]."""
         audio, _ = self._source(audio, style, state)
         frames, _ = self.framer(audio[:, None], state.framer)
-        heard = self.dft(frames * self.window).reshape(audio.shape[0], frames.shape[1], 2, -1)
-        return self.decide(heard, style, state.body)[0]
+        windowed = frames * self.window
+        heard = self.dft(windowed).reshape(audio.shape[0], frames.shape[1], 2, -1)
+        return self._settle(self.decide(heard, style, state.body)[0], windowed, style, state)[0]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pkgutil import resolve_name
 
 from realtime.spectral import SpectralSpec
@@ -11,9 +12,9 @@ from training.models.generator import Generator, GeneratorConfig, SpectrumGenera
 
 
 def make_generator(
-    spec: SpectralSpec, config: GeneratorConfig, oscillates: bool = False
+    spec: SpectralSpec, config: GeneratorConfig, traits: Collection[str] = ()
 ) -> Generator | SpectrumGenerator | Autoencoder:
-    """The kind that ``config.answer`` names, untrained; ``oscillates`` is for gains alone."""
-    if oscillates:
-        return Generator(spec, config, oscillates)
+    """The kind that ``config.answer`` names, untrained; ``traits`` are for gains alone."""
+    if traits:
+        return Generator(spec, config, traits)
     return resolve_name(ANSWERS[config.answer])(spec, config)

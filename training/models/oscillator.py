@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from realtime.spectral import SpectralSpec
 from training.layers import FLOOR_LEVEL, Envelope, EnvelopeState, Framer, FramerState, fade, neighbours
+from training.models.traits import Trait
 
 DECIMATION = 4  # pitch is looked for below an eighth of the sample rate
 LAGS = 144  # of that many samples there; 83 Hz at 48 kHz and a decimation of 4
@@ -76,8 +76,6 @@ class Oscillator(nn.Module):
     arctangent: Tensor  # [len(ARCTANGENT), 1], in turns
     tables: Tensor  # [TABLES * (TABLE_SAMPLES + 1)]
     fade: Tensor  # [before|after, hop]
-    direction: Tensor  # [style_dim]
-    offset: Tensor  # [1]
 
     def __init__(self, spec: SpectralSpec, style_dim: int, envelope_hops: int) -> None:
         super().__init__()
@@ -86,6 +84,7 @@ class Oscillator(nn.Module):
         self.newest = self.samples - LAGS + 1
         if self.newest < LAGS // 2:
             raise ValueError(f"style.oscillator: needs an analysis window of 1024 samples or more, got {window}")
+        self.share = Trait(style_dim)  # of the tone
         self.framer = Framer(window, hop, 1)
         self.envelope = Envelope(spec.analysis_window(), hop, envelope_hops * hop)
         triangle = np.array([[4.0, 1.0], [3.0, 2.0], [2.0, 3.0], [1.0, 4.0]]) / 20.0
@@ -106,24 +105,10 @@ class Oscillator(nn.Module):
             "arctangent": np.array(ARCTANGENT)[:, None] / (2.0 * np.pi),
             "tables": wavetables().flatten(),
             "fade": fade(hop),
-            "direction": np.zeros(style_dim),
-            "offset": np.zeros(1),
         }.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32), persistent=False)
         for name, index in {"rows_at": rows_at, "columns_at": columns_at}.items():
             self.register_buffer(name, torch.as_tensor(index), persistent=False)
-
-    def fit(self, vectors: Tensor, wanted: Sequence[bool]) -> None:
-        """Let the tone sound in the styles of these ``vectors`` [styles, style_dim] that are ``wanted``, alone."""
-        known = torch.cat([vectors.detach(), torch.ones_like(vectors[:, :1])], dim=1).double().cpu()
-        goal = torch.where(torch.tensor(list(wanted)), 1.25, -0.25).double()
-        found = (torch.linalg.pinv(known) @ goal).to(self.direction)
-        self.direction.copy_(found[:-1])
-        self.offset.copy_(found[-1:])
-
-    def share(self, style: Tensor) -> Tensor:
-        """style [batch, style_dim] -> how much of the tone is wanted, from 0 to 1 [batch]."""
-        return (torch.matmul(style, self.direction) + self.offset).clamp(0.0, 1.0)
 
     def init_state(self, batch: int) -> OscillatorState:
         return OscillatorState(self.framer.init_state(batch), self.envelope.init_state(batch), torch.zeros(batch, 4))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from training.augment import Pair, bend_pitch, make_pair, make_true_pair, steady_tones
 from training.beginning import Beginning, widened
-from training.checkpoint import CheckpointError, fit_oscillator, new_generator
+from training.checkpoint import CheckpointError, fit_traits, new_generator
 from training.layers import detached, on_device
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss, stroke_loss
 from training.models import recogniser
@@ -172,7 +172,7 @@ class RestoreObjective(Objective):
         Goes on from ``state``, the start if None, and gives the state after it.
         """
         generator = self.average_generator if averaged else self.generator
-        fit_oscillator(generator, (self.average_styles if averaged else self.styles).weight, self.recipe)
+        fit_traits(generator, (self.average_styles if averaged else self.styles).weight, self.recipe)
         if state is None:
             state = on_device(generator.init_state(audio.shape[0]), audio.device)
         answer, state = generator(audio, vectors, state)
