@@ -46,8 +46,8 @@ def settled(
     ballistics: Ballistics, gains: Tensor, style: Tensor, state: Any = None, level: Tensor | None = None
 ) -> tuple[Tensor, Any]:
     """gains [n] of one channel, level [n] of what is played, steady if None -> gains [n] and the state after them."""
-    level = torch.zeros_like(gains) if level is None else level
-    out, state = ballistics(gains[None, :, None], level[None, :, None], style, state or ballistics.init_state(1, 1))
+    played = torch.zeros_like(gains) if level is None else level
+    out, state = ballistics(gains[None, :, None], played[None, :, None], style, state or ballistics.init_state(1, 1))
     return out[0, :, 0], state
 
 
