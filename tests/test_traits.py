@@ -103,7 +103,8 @@ def test_a_slow_attack_holds_back_half_of_a_pluck_and_a_slow_release_nothing_of_
     hops = torch.arange(1, 376) * HOP_SECONDS
     torch.testing.assert_close(held[375:], -0.5 * torch.exp(-hops / ATTACK_S), atol=1e-3, rtol=0)
     assert not held[:375].any()
-    for style, level in ((BOWED, -plucked), (STRUCK, plucked), (STRUCK, -plucked), (PLAIN, plucked)):
+    released = step(-2.0, -3.0)
+    for style, level in ((BOWED, released), (STRUCK, plucked), (STRUCK, released), (PLAIN, plucked)):
         assert not settled(ballistics, steady, style, level=level)[0].any()
 
 
@@ -122,12 +123,24 @@ def test_the_other_way_and_in_other_styles_gains_move_at_once(ballistics: Ballis
 
 
 def test_gains_of_another_style_owe_nothing_to_those_of_the_one_before(ballistics: Ballistics) -> None:
-    """A switch is at once: what was slow to rise does not hold back what comes next, nor the other way round."""
-    gains = step(-2.0, 1.0)
+    """Where a new style begins is no rise and no fall of the old one's."""
     for before, after in ((STRUCK, BOWED), (BOWED, STRUCK)):
-        _, state = settled(ballistics, gains[:380], before)  # five hops after the step, in the middle of its rise
-        torch.testing.assert_close(settled(ballistics, gains[380:], after, state)[0], gains[380:])
-        torch.testing.assert_close(settled(ballistics, -gains, after, state)[0][:375], -gains[:375])
+        _, state = settled(ballistics, torch.full((375,), -2.0), before)
+        for gain in (-9.0, 1.0):
+            gains = torch.full((375,), gain)
+            torch.testing.assert_close(settled(ballistics, gains, after, state)[0], gains)
+
+
+def test_what_is_held_back_at_a_switch_comes_back_without_a_jump(ballistics: Ballistics) -> None:
+    """While the style vector moves, as it does when styles cross-fade, and sooner than the attack time."""
+    moving = torch.linspace(0.0, 1.0, 9)[1:, None] * (PLAIN - BOWED) + BOWED
+    gains = step(-2.0, -1.4)[:377]  # two hops after a rise, most of which is held back
+    _, state = settled(ballistics, gains, BOWED)
+    heard = []
+    for style in moving:
+        out, state = settled(ballistics, gains[-1:], style[None], state)
+        heard.append(float(out))
+    assert max(np.diff(heard)) < 0.2 and heard[-1] == pytest.approx(-1.4, abs=0.01)
 
 
 def test_real_playing_swells_in_one_style_and_the_graph_says_the_same(tmp_path: Any) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 LEVEL_SHARE = 0.5  # of a rise of what is played that a slow attack holds back, besides all of a rise of gains
 FORGOTTEN_APART = 0.5  # of any number of two style vectors: a style so far off owes nothing to the one before
+KEPT = 0.7  # of what was held back, a hop after such a switch, so that it does not come back at one blow
 
 
 class Trait(nn.Module):
@@ -43,7 +44,7 @@ class Trait(nn.Module):
 @dataclass(frozen=True)
 class BallisticsState:
     style: Tensor  # [batch, style_dim]
-    last: Tensor  # [batch, channels]: the gains asked for at the end of the last hop, with a share of the level then
+    last: Tensor  # [batch, channels, gain|level]: what was asked for and what was played at the end of the last hop
     behind: Tensor  # [batch, channels, attack|release]: how far gains that take their time are behind these
 
 
@@ -77,7 +78,7 @@ class Ballistics(nn.Module):
     def init_state(self, batch: int, channels: int) -> BallisticsState:
         style_dim = len(self.slow_attack.direction)
         return BallisticsState(
-            torch.zeros(batch, style_dim), torch.zeros(batch, channels), torch.zeros(batch, channels, 2)
+            torch.zeros(batch, style_dim), torch.zeros(batch, channels, 2), torch.zeros(batch, channels, 2)
         )
 
     def forward(
@@ -88,17 +89,20 @@ class Ballistics(nn.Module):
         batch, hops, channels = gains.shape
         of_style = style.detach()
         attack, release = self.slow_attack(of_style), self.slow_release(of_style)
-        asked = gains + LEVEL_SHARE * attack[:, None, None] * level
+        now = torch.stack([gains, level], dim=3)  # [batch, n, channels, gain|level]
         apart = (style - state.style).abs().amax(dim=1, keepdim=True)
         same = (1.0 - apart / FORGOTTEN_APART).clamp_min(0.0)  # [batch, 1]
-        steps = asked - torch.cat([state.last[:, None], asked[:, :-1]], dim=1)
-        steps = torch.cat([same[:, None] * steps[:, :1], steps[:, 1:]], dim=1)
-        behind = (same[..., None] * state.behind).reshape(1, batch * channels, 2)
+        steps = now - torch.cat([state.last[:, None], now[:, :-1]], dim=1)
+        # What another style asks for is no rise; what is played rises whatever the style.
+        own = torch.cat([same, torch.ones_like(same)], dim=1)[:, None, None]
+        steps = torch.cat([own * steps[:, :1], steps[:, 1:]], dim=1)
+        steps = steps[..., 0] + LEVEL_SHARE * attack[:, None, None] * steps[..., 1]
+        behind = (same.clamp_min(KEPT)[..., None] * state.behind).reshape(1, batch * channels, 2)
         behind = self._behind(steps.transpose(0, 1).reshape(hops, batch * channels, 1), behind)
         behind = behind.reshape(hops, batch, channels, 2).transpose(0, 1)
         shares = torch.stack([-attack, release], dim=1)[:, None, :, None]
         moved = gains + torch.matmul(torch.minimum(behind, self.most), shares)[..., 0]
-        return moved, BallisticsState(style, asked[:, -1], behind[:, -1])
+        return moved, BallisticsState(style, now[:, -1], behind[:, -1])
 
     def _behind(self, steps: Tensor, behind: Tensor) -> Tensor:
         """steps [n, rows, 1] and what was behind before [1, rows, 2] -> [n, rows, attack|release]."""
