@@ -60,10 +60,8 @@ def test_from_any_style_to_any_other_at_any_moment_nothing_clicks_or_stops(pair:
     one, other = (play(audio, {0: [program(style)]}) for style in pair)
     switched = play(audio, {0: [program(pair[0])], at: [program(pair[1])]})
     around = slice((at - 4) * HOP, (at + 2 * FADE_HOPS) * HOP)
-    # A style steps as it likes, here or a little later; one that swells less than the guitar that plays it.
-    usual = max(largest_step(sound) for sound in (one, other, audio))
-    # A pluck in the middle of a fade meets a blend, which may be 3 dB brighter than either style.
-    assert largest_step(switched[around]) <= 1.5 * usual + 2.0 / (FADE_HOPS * HOP)
+    usual = max(largest_step(one), largest_step(other))  # a style steps as it likes, here or a little later
+    assert largest_step(switched[around]) <= 1.25 * usual + 2.0 / (FADE_HOPS * HOP)
 
     def floor(sound: NDArray[np.float32]) -> float:
         """The quietest 20 ms while it fades."""
