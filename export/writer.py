@@ -36,12 +36,13 @@ from realtime.bundle import (
 )
 from realtime.controls import PARAMETERS, SOURCE_PARAMETERS, TARGET_LOUDNESS_LUFS
 from realtime.files import NewFile
-from realtime.loudness import at_common_loudness, reference_playings, styles_loudness_lufs
+from realtime.loudness import REGISTER_SPEEDS, at_common_loudness, reference_playings, styles_loudness_lufs
 from realtime.noise import SeededNoise
 from realtime.spectral import SpectralSpec
 from training.beginning import pack_beginning
 from training.checkpoint import TrainedComposer, TrainedModel, TrainedRecogniser, lineage
 from training.models.encoder import CLIP_SAMPLES
+from training.models.generator import Generator
 
 GOLDEN_HOPS = 64
 MOST_BLENDED_STYLES = 32
@@ -120,6 +121,10 @@ def export_checkpoint(
     mean = trained.style_vectors.mean(dim=0)
     factors = torch.tensor([emphasis.of.get(entry.id, emphasis.usual) for entry in recipe.style])[:, None]
     vectors = (mean + factors * (trained.style_vectors - mean)).numpy().astype(np.float32)
+    if isinstance(trained.generator, Generator):
+        # Before any tracing: what the body remembers is of the vectors that are performed.
+        performed = torch.from_numpy(vectors[list(recipe.performed)])
+        trained.generator.fit_memory(performed, _usual_playing(recipe.spectral))
     styles = [
         NamedStyle(entry.id, entry.label, entry.midi_program, vectors[row])
         for row, entry in enumerate(recipe.style)
@@ -214,6 +219,13 @@ def write_model(
         if noise is not None:
             verify_critic(noise.critic, part, playing)
         return verify(model, part, playing, verify_hops)
+
+
+def _usual_playing(spec: SpectralSpec) -> torch.Tensor:
+    """[2, n*hop]: something plucked and something bowed, in the middle registers."""
+    playings = reference_playings(spec.sample_rate)[len(REGISTER_SPEEDS) // 2 :: len(REGISTER_SPEEDS)]
+    hops = min(map(len, playings)) // spec.hop_samples
+    return torch.from_numpy(np.stack([playing[: hops * spec.hop_samples] for playing in playings]))
 
 
 def noise_playings(spec: SpectralSpec) -> NDArray[np.float32]:

@@ -27,16 +27,13 @@ from training.playing import at_rate  # noqa: E402
 
 SPEC = SpectralSpec()
 RATE, HOP = SPEC.sample_rate, SPEC.hop_samples
-WANTED = torch.tensor([[1.0, 0.0, 0.0]])
+WHOLE = torch.ones(1, 1)  # of the tone
 CARD = Card("", "restore", "", "2026-11-30", 0, 0.0, (), {}, ())
 
 
 @pytest.fixture
 def oscillator() -> Oscillator:
-    """For the first of three styles."""
-    made = Oscillator(SPEC, 3, 4)
-    made.share.fit(torch.eye(3), [True, False, False])
-    return made
+    return Oscillator(SPEC, 4)
 
 
 def tone(hertz: float, seconds: float = 1.0, partials: int = 12, vibrato: float = 0.0) -> Tensor:
@@ -48,8 +45,8 @@ def tone(hertz: float, seconds: float = 1.0, partials: int = 12, vibrato: float 
     return (0.1 * wave / wave.square().mean().sqrt()).float()[None]
 
 
-def played(oscillator: Oscillator, audio: Tensor, style: Tensor = WANTED) -> Tensor:
-    return oscillator(audio, style.expand(len(audio), -1), oscillator.init_state(len(audio)))[0]
+def played(oscillator: Oscillator, audio: Tensor, share: float = 1.0) -> Tensor:
+    return oscillator(audio, share * WHOLE.expand(len(audio), 1), oscillator.init_state(len(audio)))[0]
 
 
 def level(audio: Tensor) -> float:
@@ -58,7 +55,7 @@ def level(audio: Tensor) -> float:
 
 def test_streaming_contract(oscillator: Oscillator) -> None:
     def step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        return oscillator(x, WANTED.expand(len(x), -1), state)
+        return oscillator(x, WHOLE.expand(len(x), 1), state)
 
     notes = torch.cat([tone(hertz, 12 * HOP / RATE) for hertz in (311.0, 440.0)])
     noise = 1e-3 * torch.randn(notes.shape, generator=torch.Generator().manual_seed(0))
@@ -68,8 +65,7 @@ def test_streaming_contract(oscillator: Oscillator) -> None:
 @settings(max_examples=8, deadline=None)
 @given(hertz=st.floats(90.0, 1100.0), partials=st.integers(1, 20), vibrato=st.sampled_from([0.0, 0.01, 0.03]))
 def test_the_tone_has_the_pitch_and_the_loudness_of_what_comes_in(hertz: float, partials: int, vibrato: float) -> None:
-    made = Oscillator(SPEC, 3, 4)
-    made.share.offset.fill_(1.0)
+    made = Oscillator(SPEC, 4)
     heard = tone(hertz, 1.5, partials, vibrato)
     out = played(made, heard)
     assert 20.0 * abs(np.log10(level(out) / level(heard))) < 1.0
@@ -106,9 +102,8 @@ def test_what_has_no_clear_pitch_passes_as_it_is(oscillator: Oscillator) -> None
 
 def test_other_styles_hear_the_input_itself_and_blends_some_of_each(oscillator: Oscillator) -> None:
     heard = tone(220.0)
-    for style in torch.eye(3)[1:]:
-        assert torch.equal(played(oscillator, heard, style[None]), heard)
-    blended = played(oscillator, heard, torch.tensor([[0.5, 0.5, 0.0]]))
+    assert torch.equal(played(oscillator, heard, 0.0), heard)
+    blended = played(oscillator, heard, 0.5)
     torch.testing.assert_close(blended, 0.5 * (heard + played(oscillator, heard)), atol=1e-3, rtol=0.0)
 
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -55,6 +55,9 @@ def largest_step(audio: NDArray[np.float32]) -> float:
 
 @settings(max_examples=12, deadline=None)
 @given(pair=st.lists(st.sampled_from(STYLES), min_size=2, max_size=2, unique=True), at=st.integers(40, 200))
+@example(pair=["flute", "harpsichord"], at=184)  # before the loudest pluck: where what a body remembers tells most
+@example(pair=["brass", "alto_sax"], at=182)
+@example(pair=["drums", "harpsichord"], at=178)
 def test_from_any_style_to_any_other_at_any_moment_nothing_clicks_or_stops(pair: list[str], at: int) -> None:
     audio = GUITAR[: 300 * HOP]
     one, other = (play(audio, {0: [program(style)]}) for style in pair)

@@ -35,8 +35,8 @@ from training.checkpoint import CHECKPOINT_KEY, CheckpointError, load_for_export
 from training.library import ExcerptSampler, Library, load_library  # noqa: E402
 from training.models.classifier import style_loss  # noqa: E402
 from training.models.critic import critic_loss, deception_loss  # noqa: E402
-from training.models.generator import TRAITS  # noqa: E402
 from training.models.recogniser import RecogniserConfig, train_recogniser  # noqa: E402
+from training.models.traits import TRAITS  # noqa: E402
 from training.objectives import restore  # noqa: E402
 from training.objectives.judges import Hearing, hear_judges  # noqa: E402
 from training.objectives.objective import TrainingError, learning_rate_factor  # noqa: E402

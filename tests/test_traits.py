@@ -21,7 +21,7 @@ from realtime.stream import Stream  # noqa: E402
 from tests.streaming_contract import Streaming, assert_streaming_contract  # noqa: E402
 from training.library import read_mono  # noqa: E402
 from training.models.generator import Generator, GeneratorConfig  # noqa: E402
-from training.models.traits import Ballistics, Trait  # noqa: E402
+from training.models.traits import TRAITS, Ballistics, Traits, apart  # noqa: E402
 
 HOP_SECONDS, ATTACK_S, ATTACK_DB, RELEASE_S = 1.0 / 375.0, 0.05, 7.0, 0.1
 STYLES = torch.eye(3)
@@ -29,25 +29,31 @@ BOWED, STRUCK, PLAIN = STYLES[:, None]
 CARD = Card("", "restore", "", "2026-11-30", 0, 0.0, (), {}, ())
 
 
+ATTACKS, RELEASES = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])  # of these three styles
+
+
 @pytest.fixture
 def ballistics() -> Ballistics:
-    return for_styles()
-
-
-def for_styles() -> Ballistics:
-    """A slow attack for the first of three styles, a slow release for the second."""
-    made = Ballistics(HOP_SECONDS, ATTACK_S, ATTACK_DB, RELEASE_S, 3)
-    made.slow_attack.fit(STYLES, [True, False, False])
-    made.slow_release.fit(STYLES, [False, True, False])
-    return made
+    return Ballistics(HOP_SECONDS, ATTACK_S, ATTACK_DB, RELEASE_S)
 
 
 def settled(
-    ballistics: Ballistics, gains: Tensor, style: Tensor, state: Any = None, level: Tensor | None = None
+    ballistics: Ballistics,
+    gains: Tensor,
+    style: Tensor,
+    state: Any = None,
+    level: Tensor | None = None,
+    before: Tensor | None = None,
 ) -> tuple[Tensor, Any]:
-    """gains [n] of one channel, level [n] of what is played, steady if None -> gains [n] and the state after them."""
+    """gains [n] of one channel, level [n] of what is played, steady if None -> gains [n] and the state after them.
+
+    ``style`` [1, 3] is a mix of the three, after ``before``, the same if None.
+    """
     played = torch.zeros_like(gains) if level is None else level
-    out, state = ballistics(gains[None, :, None], played[None, :, None], style, state or ballistics.init_state(1, 1))
+    moved = apart(style, torch.zeros_like(style) if state is None else style if before is None else before)
+    shares = [torch.matmul(style, wanted[:, None]) for wanted in (ATTACKS, RELEASES)]
+    state = state or ballistics.init_state(1, 1)
+    out, state = ballistics(gains[None, :, None], played[None, :, None], *shares, moved, state)
     return out[0, :, 0], state
 
 
@@ -58,27 +64,29 @@ def step(before: float, after: float, hops: int = 375) -> Tensor:
 
 def test_traits_are_told_apart_by_vectors_that_are_learned() -> None:
     vectors = torch.randn(17, 16, generator=torch.Generator().manual_seed(0))
-    trait = Trait(16)
-    assert trait(vectors).tolist() == [0.0] * 17
-    trait.fit(vectors, [row in (3, 8) for row in range(17)])
-    assert trait(vectors).round(decimals=3).tolist() == [float(row in (3, 8)) for row in range(17)]
+    traits = Traits(16)
+    assert not traits(vectors).any()
+    wanted = {"oscillator": [row == 5 for row in range(17)], "slow_release": [row in (3, 8) for row in range(17)]}
+    traits.fit(vectors, wanted)
+    expected = [wanted.get(name, [False] * 17) for name in TRAITS]
+    assert torch.equal(traits(vectors).round(decimals=3), torch.tensor(expected).T.float())
 
 
 def test_blends_have_some_of_a_trait_and_an_overdone_style_keeps_it() -> None:
-    trait = Trait(3)
-    trait.fit(STYLES, [True, False, False])
+    traits = Traits(3)
+    traits.fit(STYLES, {TRAITS[0]: [True, False, False]})
     blended, overdone = torch.tensor([[0.5, 0.5, 0.0], [1.15, -0.1, -0.1]])
-    assert trait(blended[None]).item() == pytest.approx(0.5, abs=0.01)
-    assert trait(overdone[None]).item() == 1.0
+    assert traits(blended[None])[0].tolist() == pytest.approx([0.5, 0.0, 0.0], abs=0.01)
+    assert traits(overdone[None])[0].tolist() == [1.0, 0.0, 0.0]
 
 
 def test_gains_keep_the_streaming_contract(ballistics: Ballistics) -> None:
-    heard = torch.randn(2, 10, 24, generator=torch.Generator().manual_seed(0))
+    heard = torch.randn(2, 6, 24, generator=torch.Generator().manual_seed(0))
 
     def in_time(x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        style = (0.5 * (BOWED + STRUCK)).expand(len(x), -1)
-        gains, level = x.transpose(1, 2).chunk(2, dim=2)
-        out, state = ballistics(gains, level, style, state)
+        half, still = (torch.full((len(x), 1), number) for number in (0.5, 0.0))
+        gains, level = x.transpose(1, 2).split([5, 1], dim=2)
+        out, state = ballistics(gains, level, half, half, still, state)
         return out.transpose(1, 2), state
 
     def init_state(batch: int) -> Any:
@@ -90,8 +98,9 @@ def test_gains_keep_the_streaming_contract(ballistics: Ballistics) -> None:
 @settings(max_examples=20, deadline=None)
 @given(low=st.floats(-9.0, -0.5), rise=st.floats(0.1, 0.8))
 def test_a_rise_takes_the_attack_time_and_a_fall_the_release_time(low: float, rise: float) -> None:
+    ballistics = Ballistics(HOP_SECONDS, ATTACK_S, ATTACK_DB, RELEASE_S)
     for style, seconds, before, after in ((BOWED, ATTACK_S, low, low + rise), (STRUCK, RELEASE_S, low + rise, low)):
-        out, _ = settled(for_styles(), step(before, after), style)
+        out, _ = settled(ballistics, step(before, after), style)
         torch.testing.assert_close(out[:375], torch.full((375,), before))
         hops = torch.arange(1, 376) * HOP_SECONDS
         torch.testing.assert_close(out[375:], after + (before - after) * torch.exp(-hops / seconds), atol=1e-3, rtol=0)
@@ -128,7 +137,7 @@ def test_gains_of_another_style_owe_nothing_to_those_of_the_one_before(ballistic
         _, state = settled(ballistics, torch.full((375,), -2.0), before)
         for gain in (-9.0, 1.0):
             gains = torch.full((375,), gain)
-            torch.testing.assert_close(settled(ballistics, gains, after, state)[0], gains)
+            torch.testing.assert_close(settled(ballistics, gains, after, state, before=before)[0], gains)
 
 
 def test_what_is_held_back_at_a_switch_comes_back_without_a_jump(ballistics: Ballistics) -> None:
@@ -136,10 +145,11 @@ def test_what_is_held_back_at_a_switch_comes_back_without_a_jump(ballistics: Bal
     moving = torch.linspace(0.0, 1.0, 9)[1:, None] * (PLAIN - BOWED) + BOWED
     gains = step(-2.0, -1.4)[:377]  # two hops after a rise, most of which is held back
     _, state = settled(ballistics, gains, BOWED)
-    heard = []
-    for style in moving:
-        out, state = settled(ballistics, gains[-1:], style[None], state)
+    heard, before = [], BOWED
+    for style in moving[:, None]:
+        out, state = settled(ballistics, gains[-1:], style, state, before=before)
         heard.append(float(out))
+        before = style
     assert max(np.diff(heard)) < 0.2 and heard[-1] == pytest.approx(-1.4, abs=0.01)
 
 

@@ -233,11 +233,16 @@ class FilterBank(nn.Module):
         if torch.onnx.is_in_onnx_export():
             level, phase = torch.matmul(gains, self.exported_curves).chunk(2, dim=-1)
             made = torch.cos(phase.unsqueeze(3) - self.quarter) * torch.exp(level).unsqueeze(3)
-            steps = torch.cat([state.response[:, None], made], dim=1)  # [batch, n + 1, signals, re|im, bins]
-            pairs = neighbours(steps, hops).reshape(-1, 2, self.signals, 1, 2, bins)
-            products = spectra.reshape(-1, 1, self.signals, 2, 1, bins) * pairs
-            filtered = torch.matmul(self.combine, products.reshape(-1, 4 * self.signals, bins))
-            last = steps[:, -1]
+            # One after the other: to gather pairs first copies all that there is.
+            heard = spectra.unsqueeze(4)  # [batch, n, signals, re|im, 1, bins]
+            filtered = torch.stack(
+                [
+                    torch.matmul(self.combine, (heard * part.unsqueeze(3)).reshape(-1, 4 * self.signals, bins))
+                    for part in (torch.cat([state.response[:, None], made[:, :-1]], dim=1), made)
+                ],
+                dim=1,
+            )
+            last = made[:, -1]
         else:
             with torch.autocast(spectra.device.type, enabled=False):  # phases of a few radians need float32
                 level, phase = torch.matmul(gains.float(), self.curves).chunk(2, dim=-1)

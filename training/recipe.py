@@ -21,8 +21,9 @@ import dacite
 
 from realtime.spectral import SpectralSpec
 from training.models.composer import ComposerConfig
-from training.models.generator import TRAITS, GeneratorConfig
+from training.models.generator import GeneratorConfig
 from training.models.streaming_recogniser import StreamingRecogniserConfig
+from training.models.traits import TRAITS
 
 LEVEL_SECONDS = 0.05  # over which the level loss takes its mean
 

@@ -39,8 +39,9 @@ from training.layers import (
     whole_hops,
 )
 from training.models import ANSWERS
+from training.models.memory import Memory
 from training.models.oscillator import Oscillator, OscillatorState
-from training.models.traits import Ballistics, BallisticsState, Trait
+from training.models.traits import TRAITS, Ballistics, BallisticsState, Traits, apart
 from training.models.unet import BANDS_STEP as UNET_STEP
 from training.models.unet import UNet, UNetState
 
@@ -48,8 +49,8 @@ SIGNALS = ("input", "driven", "pulses", "noise")
 FIRST_GAINS = {"input": 0.0, "driven": -4.0, "pulses": -4.0, "noise": -5.0}  # natural log, before any training
 BODIES = ("recurrent", "lstm", "convolutional", "unet")
 SCALES = ("mel", "linear")
-TRAITS = ("oscillator", "slow_attack", "slow_release")  # of a style, beside its vector
 GAIN_RANGE = (-9.0, 3.5)  # nepers
+LANES = 16  # numbers that a processor takes the logarithm of at once, at most
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ BodyState = GruState | LstmState | ConvolutionsState | UNetState
 
 @dataclass(frozen=True)
 class GeneratorState:
+    style: Tensor  # [batch, style_dim]: of the last hop
     oscillator: OscillatorState | Nothing
     framer: FramerState
     envelope: EnvelopeState | Nothing
@@ -229,10 +231,12 @@ class Generator(ListeningBody):
     def __init__(self, spec: SpectralSpec, config: GeneratorConfig, traits: Collection[str] = ()) -> None:
         """``traits``: those of TRAITS that some styles have; ``fit_traits`` says which."""
         super().__init__(spec, config, 0, len(config.signals) * config.band_count)
-        oscillates, settles = "oscillator" in traits, {"slow_attack", "slow_release"} & set(traits)
-        self.oscillator = Oscillator(spec, config.style_dim, config.envelope_hops) if oscillates else None
         slow = (config.attack_ms / 1000.0, config.attack_db, config.release_ms / 1000.0)
-        self.ballistics = Ballistics(spec.hop_seconds, *slow, config.style_dim) if settles else None
+        settles = {"slow_attack", "slow_release"} & set(traits)
+        self.traits = Traits(config.style_dim)
+        self.memory = Memory(config.style_dim, config.hidden) if config.body == "recurrent" else None
+        self.oscillator = Oscillator(spec, config.envelope_hops) if "oscillator" in traits else None
+        self.ballistics = Ballistics(spec.hop_seconds, *slow) if settles else None
         hop, window = spec.hop_samples, spec.analysis_window_samples
         self.lowpass = HopLowpass(hop, config.lowpass_taps, config.lowpass_pole)
         if self.lowpass.span_samples > window:
@@ -255,18 +259,18 @@ class Generator(ListeningBody):
 
     def fit_traits(self, vectors: Tensor, wanted: Mapping[str, Sequence[bool]]) -> None:
         """Which of the styles of these ``vectors`` [styles, style_dim] have a trait, for each that any of them has."""
-        for name, of_styles in wanted.items():
-            self._trait(name).fit(vectors, of_styles)
+        self.traits.fit(vectors, wanted)
 
-    def _trait(self, name: str) -> Trait:
-        if name == "oscillator":
-            assert self.oscillator is not None
-            return self.oscillator.share
-        assert self.ballistics is not None
-        return self.ballistics.slow_attack if name == "slow_attack" else self.ballistics.slow_release
+    def fit_memory(self, vectors: Tensor, playing: Tensor) -> None:
+        """Find out what the body usually remembers in the styles of these ``vectors`` [styles, style_dim] while it
+        plays this, [playings, n*hop]."""
+        if self.memory is not None:
+            usual = [self.usual_memory(audio.expand(len(vectors), -1), vectors) for audio in playing]
+            self.memory.fit(vectors, torch.stack(usual).mean(dim=0))
 
     def init_state(self, batch: int) -> GeneratorState:
         return GeneratorState(
+            style=torch.zeros(batch, self.config.style_dim),
             oscillator=self.oscillator.init_state(batch) if self.oscillator else Nothing(),
             framer=self.framer.init_state(batch),
             envelope=self.envelope.init_state(batch) if self.made else Nothing(),
@@ -298,7 +302,8 @@ class Generator(ListeningBody):
         """audio [batch, n*hop], style [batch, style_dim] -> audio [batch, n*hop] and the state after it."""
         hops = whole_hops(audio.shape[-1], self.spec.hop_samples, "Generator")
         batch, signals = audio.shape[0], self.config.signals
-        audio, oscillator = self._source(audio, style, state)
+        oscillates, attack, release = self.traits(style).chunk(len(TRAITS), dim=1)
+        audio, oscillator = self._source(audio, oscillates, state)
         frames, framer = self.framer(audio[:, None], state.framer)  # [batch, n, 1, window]
         envelope, noise, made_state = state.envelope, state.noise, state.made
         heard = [frames * self.window] + [frames] * ("input" in signals)
@@ -312,30 +317,37 @@ class Generator(ListeningBody):
         spectra = self.dft(torch.cat(heard, dim=2))
         measured, spectra = spectra.reshape(batch, hops, len(signals) + 1, 2, -1).split([1, len(signals)], dim=2)
 
-        gains, body = self.decide(measured[:, :, 0], style, state.body)
-        gains, ballistics = self._settle(gains, heard[0], style, state)
+        moved = apart(style, state.style)
+        gains, body = self.decide(measured[:, :, 0], style, self._remembered(style, moved, state))
+        gains, ballistics = self._settle(gains, heard[0], attack, release, moved, state)
         out, bank = self.bank(spectra, gains, state.bank)
-        return out, GeneratorState(oscillator, framer, envelope, noise, made_state, body, ballistics, bank)
+        return out, GeneratorState(style, oscillator, framer, envelope, noise, made_state, body, ballistics, bank)
 
-    def _source(self, audio: Tensor, style: Tensor, state: GeneratorState) -> tuple[Tensor, OscillatorState | Nothing]:
+    def _source(self, audio: Tensor, share: Tensor, state: GeneratorState) -> tuple[Tensor, OscillatorState | Nothing]:
         """What the styles hear [batch, n*hop]."""
         if self.oscillator is None:
             return audio, state.oscillator
         assert isinstance(state.oscillator, OscillatorState)
-        return self.oscillator(audio, style, state.oscillator)
+        return self.oscillator(audio, share, state.oscillator)
+
+    def _remembered(self, style: Tensor, moved: Tensor, state: GeneratorState) -> BodyState:
+        """What the body remembers when the style is ``moved`` [batch, 1] from the one before."""
+        if self.memory is None or not isinstance(state.body, GruState):
+            return state.body
+        return GruState(self.memory(state.body.hidden, style, state.style, moved))
 
     def _settle(
-        self, gains: Tensor, windowed: Tensor, style: Tensor, state: GeneratorState
+        self, gains: Tensor, windowed: Tensor, attack: Tensor, release: Tensor, moved: Tensor, state: GeneratorState
     ) -> tuple[Tensor, BallisticsState | Nothing]:
-        """Gains and frames [batch, n, 1, window] -> gains [batch, n, signals, bands] in the time that styles give."""
+        """Gains [batch, n, signals, bands] in the time that styles give; ``windowed`` are frames [batch, n, 1, window],
+        the others as ``Ballistics`` takes them."""
         if self.ballistics is None:
             return gains, state.ballistics
         assert isinstance(state.ballistics, BallisticsState)
-        gains = gains.flatten(2)
         power = windowed.square().mean(dim=3).clamp_min(FLOOR_LEVEL**2)  # [batch, n, 1]
-        # Once per gain: the logarithm of a lone number differs in its last bit from that of one among many.
-        level = 0.5 * torch.log(power.expand_as(gains))
-        settled, ballistics = self.ballistics(gains, level, style, state.ballistics)
+        # The logarithm of a lone number differs in its last bit from that of one among many.
+        level = 0.5 * torch.log(power.expand(-1, -1, LANES))[..., :1]
+        settled, ballistics = self.ballistics(gains.flatten(2), level, attack, release, moved, state.ballistics)
         return settled.unflatten(2, (-1, self.config.band_count)), ballistics
 
     def decide(self, heard: Tensor, style: Tensor, state: BodyState) -> tuple[Tensor, BodyState]:
@@ -346,11 +358,28 @@ class Generator(ListeningBody):
 
     def gains(self, audio: Tensor, style: Tensor, state: GeneratorState) -> Tensor:
         """audio [batch, n*hop], style [batch, style_dim] -> only its gains, in nepers [batch, n, signals, bands]."""
-        audio, _ = self._source(audio, style, state)
+        oscillates, attack, release = self.traits(style).chunk(len(TRAITS), dim=1)
+        audio, _ = self._source(audio, oscillates, state)
         frames, _ = self.framer(audio[:, None], state.framer)
         windowed = frames * self.window
         heard = self.dft(windowed).reshape(audio.shape[0], frames.shape[1], 2, -1)
-        return self._settle(self.decide(heard, style, state.body)[0], windowed, style, state)[0]
+        moved = apart(style, state.style)
+        decided, _ = self.decide(heard, style, self._remembered(style, moved, state))
+        return self._settle(decided, windowed, attack, release, moved, state)[0]
+
+    def usual_memory(self, audio: Tensor, style: Tensor) -> Tensor:
+        """audio [batch, n*hop], style [batch, style_dim] -> what the body remembers in the mean while it plays this,
+        the more the louder it is [batch, hidden]. Of a recurrent body alone."""
+        audio, _ = self._source(audio, self.traits(style)[:, :1], self.init_state(len(audio)))
+        frames, _ = self.framer(audio[:, None], self.framer.init_state(len(audio)))
+        windowed = (frames * self.window)[:, :, 0]  # [batch, n, window]
+        heard = self.dft(windowed).reshape(audio.shape[0], frames.shape[1], 2, -1)
+        remembered: list[Tensor] = []
+        hook = self.body.register_forward_hook(lambda _body, _heard, made: remembered.append(made[0]))
+        self.decide(heard, style, self.body.init_state(len(audio)))
+        hook.remove()
+        level = windowed.square().mean(dim=2).sqrt()  # [batch, n]
+        return torch.einsum("nbh,bn->bh", remembered[0], level / level.sum(dim=1, keepdim=True))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from realtime.spectral import SpectralSpec
 from training.layers import FLOOR_LEVEL, Envelope, EnvelopeState, Framer, FramerState, fade, neighbours
-from training.models.traits import Trait
 
 DECIMATION = 4  # pitch is looked for below an eighth of the sample rate
 LAGS = 144  # of that many samples there; 83 Hz at 48 kHz and a decimation of 4
@@ -63,10 +62,9 @@ class Oscillator(nn.Module):
     """
 
     latency_samples = 0
-    kernel: Tensor  # [DECIMATION, this group|the next]
+    kernel: Tensor  # [1, 1, 2 * DECIMATION]
     span: Tensor  # [samples, LAGS]: which samples the energy of a lag is of
-    rows_at: Tensor
-    columns_at: Tensor
+    rows_at: Tensor  # which blocks of samples each block of lags is compared with
     weights: Tensor  # [samples]
     time: Tensor  # [samples], in samples before the newest
     quarter: Tensor  # [re|im, 1]: how far the cosine is turned to give each
@@ -77,24 +75,23 @@ class Oscillator(nn.Module):
     tables: Tensor  # [TABLES * (TABLE_SAMPLES + 1)]
     fade: Tensor  # [before|after, hop]
 
-    def __init__(self, spec: SpectralSpec, style_dim: int, envelope_hops: int) -> None:
+    def __init__(self, spec: SpectralSpec, envelope_hops: int) -> None:
         super().__init__()
         window, hop = spec.analysis_window_samples, spec.hop_samples
         self.hop_samples, self.sample_rate, self.samples = hop, spec.sample_rate, window // DECIMATION - 1
         self.newest = self.samples - LAGS + 1
         if self.newest < LAGS // 2:
             raise ValueError(f"style.oscillator: needs an analysis window of 1024 samples or more, got {window}")
-        self.share = Trait(style_dim)  # of the tone
         self.framer = Framer(window, hop, 1)
         self.envelope = Envelope(spec.analysis_window(), hop, envelope_hops * hop)
-        triangle = np.array([[4.0, 1.0], [3.0, 2.0], [2.0, 3.0], [1.0, 4.0]]) / 20.0
+        rising = np.arange(1.0, DECIMATION + 1.0)
+        triangle = np.concatenate([rising, rising[::-1]]) / (2.0 * rising.sum())
         at, lag = np.arange(self.samples)[:, None], np.arange(LAGS)
-        blocks, rows = LAGS // BLOCK, self.newest + BLOCK
+        blocks, self.compared = LAGS // BLOCK, self.newest + BLOCK
         # Lag BLOCK*a + b starts LAGS - 1 - BLOCK*a - b samples after the oldest: rows for a, columns for b.
-        rows_at = BLOCK * (blocks - 1 - np.arange(blocks))[:, None] + np.arange(rows)
-        columns_at = np.arange(rows)[:, None] + np.arange(BLOCK)
+        rows_at = (blocks - 1 - np.arange(blocks))[:, None] + np.arange(self.compared // BLOCK)
         for name, value in {
-            "kernel": triangle,
+            "kernel": triangle[None, None],
             "span": (at >= LAGS - 1 - lag) & (at < self.samples - lag),
             "weights": np.sin(np.pi * (np.arange(self.samples) + 0.5) / self.samples) ** 2,
             "time": np.arange(self.samples) - (self.samples - 1.0),
@@ -107,8 +104,7 @@ class Oscillator(nn.Module):
             "fade": fade(hop),
         }.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32), persistent=False)
-        for name, index in {"rows_at": rows_at, "columns_at": columns_at}.items():
-            self.register_buffer(name, torch.as_tensor(index), persistent=False)
+        self.register_buffer("rows_at", torch.as_tensor(rows_at.flatten()), persistent=False)
 
     def init_state(self, batch: int) -> OscillatorState:
         return OscillatorState(self.framer.init_state(batch), self.envelope.init_state(batch), torch.zeros(batch, 4))
@@ -116,12 +112,14 @@ class Oscillator(nn.Module):
     def periods(self, low: Tensor) -> tuple[Tensor, Tensor]:
         """Decimated frames [batch, n, samples] -> frequency in periods per sample, how clear it is [batch, n, 1]."""
         shape = low.shape[:2]
-        rows = (
-            nn.functional.pad(low, (0, 1)).index_select(2, self.rows_at.flatten()).reshape(*shape, *self.rows_at.shape)
-        )
-        newest = nn.functional.pad(low[..., -self.newest :], (BLOCK - 1, BLOCK))
-        columns = newest.index_select(2, self.columns_at.flatten()).reshape(*shape, *self.columns_at.shape)
-        alike = torch.matmul(rows, columns).flatten(2)  # [batch, n, LAGS]
+        samples = nn.functional.pad(low, (0, 1)).reshape(*shape, -1, BLOCK)
+        rows = samples.index_select(2, self.rows_at).reshape(*shape, -1, self.compared)
+        # Column b begins b samples later: copies one after the other, read in lines that are a sample longer than one.
+        newest = nn.functional.pad(low[..., -self.newest :], (BLOCK - 1, BLOCK + 1))
+        line = newest.shape[-1] + 1
+        copies = newest[:, :, None].expand(-1, -1, BLOCK + 1, -1).reshape(*shape, -1)[..., : BLOCK * line]
+        columns = copies.reshape(*shape, BLOCK, line)[..., : self.compared]
+        alike = torch.matmul(rows, columns.transpose(2, 3)).flatten(2)  # [batch, n, LAGS]
         energy = torch.matmul(low.square(), self.span)
         alike = alike * (energy * energy[..., :1]).clamp_min(1e-13).rsqrt()
         alike = alike * (alike < DIP).float().cumsum(dim=-1).clamp_max(1.0)  # nothing before the first dip
@@ -144,14 +142,15 @@ class Oscillator(nn.Module):
         turns = torch.where(real < 0.0, 0.5 - turns, turns)
         return torch.where(imaginary < 0.0, -turns, turns)
 
-    def forward(self, audio: Tensor, style: Tensor, state: OscillatorState) -> tuple[Tensor, OscillatorState]:
-        """audio [batch, n*hop], style [batch, style_dim] -> audio [batch, n*hop] and the state after it."""
+    def forward(self, audio: Tensor, share: Tensor, state: OscillatorState) -> tuple[Tensor, OscillatorState]:
+        """audio [batch, n*hop], how much the style has of the tone [batch, 1] -> audio [batch, n*hop] and the state
+        after it."""
         frames, framer = self.framer(audio[:, None], state.framer)
-        frames = frames[:, :, 0]
+        frames = frames.squeeze(2)
         batch, hops = frames.shape[:2]
         level, envelope = self.envelope(frames, state.envelope)
-        groups = torch.matmul(frames.reshape(batch, hops, -1, DECIMATION), self.kernel)
-        low = groups[:, :, 1:, 0] + groups[:, :, :-1, 1]  # [batch, n, samples]
+        low = nn.functional.conv1d(frames.reshape(batch * hops, 1, -1), self.kernel, stride=DECIMATION)
+        low = low.reshape(batch, hops, self.samples)
         frequency, clear = self.periods(low)
         turns = (2.0 * np.pi * frequency * self.time)[:, :, None]
         waves = torch.cos(turns - self.quarter)  # [batch, n, re|im, samples]
@@ -171,7 +170,7 @@ class Oscillator(nn.Module):
         at = phase[:, :-1] + ahead[:, :-1] + moved * self.fade[1]  # [batch, n, hop]
         tone = self._read(at - at.floor(), after).flatten(1) * (level - FLOOR_LEVEL).clamp_min(0.0)
         heard = torch.matmul(neighbours(voiced[..., 0], hops), self.fade).flatten(1)
-        heard = heard * self.share(style.detach())[:, None]
+        heard = heard * share
         last = torch.cat([ends[:, -1], ahead[:, -1]], dim=1)
         return audio + heard * (tone - audio), OscillatorState(framer, envelope, last)
 

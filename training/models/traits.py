@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+TRAITS = ("oscillator", "slow_attack", "slow_release")  # of a style, beside its vector
 LEVEL_SHARE = 0.5  # of a rise of what is played that a slow attack holds back, besides all of a rise of gains
 FORGOTTEN_APART = 0.5  # of any number of two style vectors: a style so far off owes nothing to the one before
 KEPT = 0.7  # of what was held back, a hop after such a switch, so that it does not come back at one blow
 
 
-class Trait(nn.Module):
-    """How much of a trait a style has: an affine function of its vector, so that blends have some of each's."""
+def apart(style: Tensor, before: Tensor) -> Tensor:
+    """How far styles are from those of the hop before [batch, style_dim]: the most of any number [batch, 1]."""
+    return (style - before).detach().abs().amax(dim=1, keepdim=True)
 
-    direction: Tensor  # [style_dim]
-    offset: Tensor  # [1]
+
+class Traits(nn.Module):
+    """How much of each trait a style has: an affine function of its vector, so that blends have some of each's."""
+
+    directions: Tensor  # [style_dim, TRAITS]
+    offsets: Tensor  # [TRAITS]
 
     def __init__(self, style_dim: int) -> None:
         super().__init__()
-        self.register_buffer("direction", torch.zeros(style_dim), persistent=False)
-        self.register_buffer("offset", torch.zeros(1), persistent=False)
+        self.register_buffer("directions", torch.zeros(style_dim, len(TRAITS)), persistent=False)
+        self.register_buffer("offsets", torch.zeros(len(TRAITS)), persistent=False)
 
-    def fit(self, vectors: Tensor, wanted: Sequence[bool]) -> None:
-        """Give the trait to the styles of these ``vectors`` [styles, style_dim] that are ``wanted``, alone.
+    def fit(self, vectors: Tensor, wanted: Mapping[str, Sequence[bool]]) -> None:
+        """Give each trait to the styles of these ``vectors`` [styles, style_dim] that are ``wanted``, alone.
 
         To all of them a quarter more, or less than nothing, so that an overdone style keeps what it has.
         """
+        goals = [wanted.get(name, [False] * len(vectors)) for name in TRAITS]
         known = torch.cat([vectors.detach(), torch.ones_like(vectors[:, :1])], dim=1).double().cpu()
-        goal = torch.where(torch.tensor(list(wanted)), 1.25, -0.25).double()
-        found = (torch.linalg.pinv(known) @ goal).to(self.direction)
-        self.direction.copy_(found[:-1])
-        self.offset.copy_(found[-1:])
+        goal = torch.where(torch.tensor(goals).T, 1.25, -0.25).double()
+        found = (torch.linalg.pinv(known) @ goal).to(self.directions)
+        self.directions.copy_(found[:-1])
+        self.offsets.copy_(found[-1])
 
     def forward(self, style: Tensor) -> Tensor:
-        """style [batch, style_dim] -> how much of the trait it has, from 0 to 1 [batch]."""
-        return (torch.matmul(style, self.direction) + self.offset).clamp(0.0, 1.0)
+        """style [batch, style_dim] -> how much of each trait it has, from 0 to 1 [batch, TRAITS]."""
+        return (torch.matmul(style.detach(), self.directions) + self.offsets).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class BallisticsState:
-    style: Tensor  # [batch, style_dim]
-    last: Tensor  # [batch, channels, gain|level]: what was asked for and what was played at the end of the last hop
+    gains: Tensor  # [batch, channels]: what was asked for at the end of the last hop
+    level: Tensor  # [batch, 1]: what was played then
     behind: Tensor  # [batch, channels, attack|release]: how far gains that take their time are behind these
 
 
@@ -61,48 +68,43 @@ class Ballistics(nn.Module):
     latency_samples = 0
     pace: Tensor  # [attack|release, 1]: what a change still owes a hop later; a release is a rise turned over
     held: Tensor  # [attack|release, attack|release]
-    most: Tensor  # [attack|release], nepers
+    each: Tensor  # [attack|release, attack|release, 1]: what takes one of both
 
-    def __init__(self, hop_seconds: float, attack_s: float, attack_db: float, release_s: float, style_dim: int) -> None:
+    def __init__(self, hop_seconds: float, attack_s: float, attack_db: float, release_s: float) -> None:
         """``attack_db``: how far a slow attack holds back at most."""
         super().__init__()
-        self.slow_attack, self.slow_release = Trait(style_dim), Trait(style_dim)
         kept = np.exp(-hop_seconds / np.array([attack_s, release_s]))
+        self.most = attack_db * float(np.log(10.0)) / 20.0  # nepers
         for name, value in {
             "pace": kept[:, None] * np.array([[1.0], [-1.0]]),
             "held": np.diag(kept),
-            "most": np.array([attack_db * np.log(10.0) / 20.0, np.inf]),
+            "each": np.eye(2)[:, :, None],
         }.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32), persistent=False)
 
     def init_state(self, batch: int, channels: int) -> BallisticsState:
-        style_dim = len(self.slow_attack.direction)
-        return BallisticsState(
-            torch.zeros(batch, style_dim), torch.zeros(batch, channels, 2), torch.zeros(batch, channels, 2)
-        )
+        return BallisticsState(torch.zeros(batch, channels), torch.zeros(batch, 1), torch.zeros(batch, channels, 2))
 
     def forward(
-        self, gains: Tensor, level: Tensor, style: Tensor, state: BallisticsState
+        self, gains: Tensor, level: Tensor, attack: Tensor, release: Tensor, moved: Tensor, state: BallisticsState
     ) -> tuple[Tensor, BallisticsState]:
-        """gains and the level of what is played, both in nepers [batch, n, channels], and style [batch, style_dim] ->
-        gains [batch, n, channels]."""
+        """gains [batch, n, channels] and the level of what is played [batch, n, 1], in nepers; how much the style has
+        of a slow ``attack`` and ``release``, and how far it is ``apart`` from the one before, all [batch, 1] -> gains
+        [batch, n, channels]."""
         batch, hops, channels = gains.shape
-        of_style = style.detach()
-        attack, release = self.slow_attack(of_style), self.slow_release(of_style)
-        now = torch.stack([gains, level], dim=3)  # [batch, n, channels, gain|level]
-        apart = (style - state.style).abs().amax(dim=1, keepdim=True)
-        same = (1.0 - apart / FORGOTTEN_APART).clamp_min(0.0)  # [batch, 1]
-        steps = now - torch.cat([state.last[:, None], now[:, :-1]], dim=1)
+        same = (1.0 - moved / FORGOTTEN_APART).clamp_min(0.0)
         # What another style asks for is no rise; what is played rises whatever the style.
-        own = torch.cat([same, torch.ones_like(same)], dim=1)[:, None, None]
-        steps = torch.cat([own * steps[:, :1], steps[:, 1:]], dim=1)
-        steps = steps[..., 0] + LEVEL_SHARE * attack[:, None, None] * steps[..., 1]
+        first = gains[:, :1]
+        last = first + same[:, None] * (state.gains[:, None] - first)
+        asked = gains - torch.cat([last, gains[:, :-1]], dim=1)
+        played = level - torch.cat([state.level[:, None], level[:, :-1]], dim=1)
+        steps = asked + (LEVEL_SHARE * attack)[:, None] * played
         behind = (same.clamp_min(KEPT)[..., None] * state.behind).reshape(1, batch * channels, 2)
         behind = self._behind(steps.transpose(0, 1).reshape(hops, batch * channels, 1), behind)
         behind = behind.reshape(hops, batch, channels, 2).transpose(0, 1)
-        shares = torch.stack([-attack, release], dim=1)[:, None, :, None]
-        moved = gains + torch.matmul(torch.minimum(behind, self.most), shares)[..., 0]
-        return moved, BallisticsState(style, now[:, -1], behind[:, -1])
+        rising, falling = (torch.matmul(behind, taken).squeeze(3) for taken in self.each)
+        settled = gains + release[:, None] * falling - attack[:, None] * rising.clamp_max(self.most)
+        return settled, BallisticsState(gains[:, -1], level[:, -1], behind[:, -1])
 
     def _behind(self, steps: Tensor, behind: Tensor) -> Tensor:
         """steps [n, rows, 1] and what was behind before [1, rows, 2] -> [n, rows, attack|release]."""
