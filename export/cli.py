@@ -13,7 +13,9 @@ from rich.console import Console
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint that 'restyle train' wrote.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint that 'restyle train' wrote; with --recipe, also a model file.")
+    ],
     model: Annotated[Path, typer.Argument(help="The model file to write, ending in .onnx.")],
     description: Annotated[str, typer.Option(help="One line for the model card.")] = "",
     emphasis: Annotated[
@@ -23,6 +25,10 @@ def export(
     mean_with: Annotated[
         list[Path] | None,
         typer.Option(help="Another checkpoint of the run: the mean of their weights goes into the file; repeatable."),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="The recipe, in place of the checkpoint's: what is not learned may differ (traits, labels)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -37,7 +43,8 @@ def export(
         from export.recogniser import export_recogniser
         from export.verify import Verification, VerifyError
         from export.writer import Emphasis, EmphasisError, export_checkpoint
-        from realtime.bundle import BundleError
+        from realtime.bundle import BundleError, named_model
+        from training.beginning import load_model_for_export
         from training.checkpoint import (
             CheckpointError,
             load_composer,
@@ -45,6 +52,7 @@ def export(
             load_recogniser,
             objective_of,
         )
+        from training.recipe import RecipeError, load_recipe
     except ModuleNotFoundError as error:
         console.print(f"[red]export needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
         raise typer.Exit(1) from None
@@ -56,7 +64,15 @@ def export(
         raise _refusal(console, f"--emphasis: {error}", code=2) from None
     try:
         with console.status("tracing, measuring and verifying"):
-            objective = objective_of(checkpoint)
+            given = load_recipe(recipe) if recipe is not None else None
+            of_model = named_model(checkpoint).suffix == ".onnx"
+            if of_model and given is None:
+                raise _refusal(console, f"{checkpoint}: is a model file; say by which --recipe it was trained", code=2)
+            if of_model and mean_with:
+                raise _refusal(console, f"--mean-with: {checkpoint} is a model file and no checkpoint", code=2)
+            objective = given.objective if of_model and given else objective_of(checkpoint)
+            if given and objective in ("compose", "recognise"):
+                raise _refusal(console, f"--recipe: {checkpoint} has no styles to perform; leave it out", code=2)
             if overdo != Emphasis() and objective in ("compose", "recognise"):
                 raise _refusal(console, f"--emphasis: {checkpoint} has no styles to overdo; leave it out", code=2)
             if mean_with and objective in ("compose", "recognise"):
@@ -68,11 +84,16 @@ def export(
                 result = export_recogniser(load_recogniser(checkpoint), model, description)
                 extent = f"over {result.hops} hops"
             else:
-                result = export_checkpoint(load_for_export(checkpoint, *(mean_with or ())), model, description, overdo)
+                trained = (
+                    load_model_for_export(checkpoint, given)
+                    if of_model and given
+                    else load_for_export(checkpoint, *(mean_with or ()), recipe=given)
+                )
+                result = export_checkpoint(trained, model, description, overdo)
                 extent = f"of full scale over {result.hops} hops"
     except EmphasisError as error:
         raise _refusal(console, f"--emphasis: {error}") from None
-    except (CheckpointError, VerifyError, BundleError) as error:
+    except (CheckpointError, RecipeError, VerifyError, BundleError) as error:
         raise _refusal(console, str(error)) from None
     except OSError as error:
         raise _refusal(console, f"{model}: {error.strerror or error}; nothing was written") from None

@@ -39,7 +39,7 @@ from realtime.files import NewFile
 from realtime.loudness import REGISTER_SPEEDS, at_common_loudness, reference_playings, styles_loudness_lufs
 from realtime.noise import SeededNoise
 from realtime.spectral import SpectralSpec
-from training.beginning import pack_beginning
+from training.beginning import EMPHASIS_METRIC, pack_beginning
 from training.checkpoint import TrainedComposer, TrainedModel, TrainedRecogniser, lineage
 from training.models.encoder import CLIP_SAMPLES
 from training.models.generator import Generator
@@ -103,8 +103,8 @@ class Emphasis:
 
     def metrics(self) -> dict[str, float]:
         """What the model card says of it; nothing where nothing is overdone."""
-        named = {f"style_emphasis_{style}": value for style, value in self.of.items()}
-        return ({} if self.usual == 1.0 else {"style_emphasis": self.usual}) | named
+        named = {f"{EMPHASIS_METRIC}_{style}": value for style, value in self.of.items()}
+        return ({} if self.usual == 1.0 else {EMPHASIS_METRIC: self.usual}) | named
 
 
 def export_checkpoint(

@@ -17,8 +17,9 @@ from export.writer import card_of  # noqa: E402
 from realtime.bundle import WEIGHTS_KEY, read_bundle  # noqa: E402
 from realtime.cli import app  # noqa: E402
 from tests.conftest import SAX_STYLE, VIBRAPHONE_STYLE, tiny_recipe, write_notes  # noqa: E402
-from training.beginning import load_beginning  # noqa: E402
+from training.beginning import load_beginning, load_model_for_export  # noqa: E402
 from training.checkpoint import CheckpointError, load_for_export  # noqa: E402
+from training.recipe import load_recipe  # noqa: E402
 
 RECIPE = f"""{tiny_recipe(0.4)}
 [encoder]
@@ -130,3 +131,51 @@ def test_a_file_that_is_no_model_is_said(first: First, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=complaint):
             load_beginning(path)
     assert first.train("none", first.place / "one.toml", "--from", "nothing").exit_code == 1
+
+
+def test_a_model_file_is_exported_again_by_its_recipe(first: First) -> None:
+    """The same sound; and what is not learned may be another."""
+    again = first.place / "again.onnx"
+    result = command("export", first.model, again, "--recipe", first.place / "both.toml")
+    assert result.exit_code == 0, result.output
+    before, after = read_bundle(first.model), read_bundle(again)
+    assert after.manifest.golden == before.manifest.golden and after.manifest.styles == before.manifest.styles
+    assert after.manifest.card.recordings_sha256 == before.manifest.card.recordings_sha256
+    assert after.manifest.card.metrics == before.manifest.card.metrics
+    ours, theirs = load_beginning(again), load_beginning(first.model)
+    assert all(torch.equal(value, ours.weights[name]) for name, value in theirs.weights.items())
+
+
+def test_a_trait_is_given_to_a_style_that_was_trained_without_it(first: First) -> None:
+    slow = first.place / "slow.toml"
+    slow.write_text(RECIPE + SAX_STYLE + "slow_attack = true\n" + VIBRAPHONE_STYLE)
+    files = {source: first.place / f"slow_{source.suffix[1:]}.onnx" for source in (first.checkpoint, first.model)}
+    for source, file in files.items():
+        result = command("export", source, file, "--recipe", slow, "--emphasis", "1.2")
+        assert result.exit_code == 0, result.output
+    golden = [read_bundle(file).manifest.golden for file in (first.model, *files.values())]
+    assert golden[1] == golden[2] != golden[0]
+    assert read_bundle(files[first.model]).manifest.card.metrics["style_emphasis"] == 1.2
+    assert "style_emphasis" not in load_model_for_export(files[first.model], load_recipe(slow)).card["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "complaint"),
+    [
+        ("first.onnx", [], "first.onnx: is a model file; say by which --recipe it was trained"),
+        ("first.onnx", ["--recipe", "one.toml"], "was trained by another recipe (style.id: sax, vibraphone)"),
+        ("first/last.ckpt", ["--recipe", "one.toml"], "was trained by another recipe (style.id:"),
+        ("first/last.ckpt", ["--recipe", "none.toml"], "none.toml"),
+        (
+            "first.onnx",
+            ["--recipe", "both.toml", "--mean-with", "first/last.ckpt"],
+            "is a model file and no checkpoint",
+        ),
+        ("none.onnx", ["--recipe", "both.toml"], "none.onnx"),
+    ],
+)
+def test_what_cannot_be_exported_again_is_said(first: First, source: str, arguments: list[str], complaint: str) -> None:
+    places = [first.place / part if "." in part else part for part in arguments]
+    result = command("export", first.place / source, first.place / "no.onnx", *places)
+    assert result.exit_code in (1, 2) and complaint in " ".join(result.output.split())
+    assert not (first.place / "no.onnx").exists()

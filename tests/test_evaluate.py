@@ -144,6 +144,17 @@ def test_a_partial_that_glides_over_a_multiple_is_no_hop_buzz() -> None:
     assert measures.hop_buzz_db(plain, (plain + 0.3 * gliding).astype(np.float32), HOP) == measures.BUZZ_FLOOR_DB
 
 
+@pytest.mark.parametrize("beside_hz", [-3.0, -1.0, 1.5])
+def test_a_note_beside_a_multiple_is_no_hop_buzz(beside_hz: float) -> None:
+    """However much louder the model makes it, short or long."""
+    time = np.arange(6 * RATE) / RATE
+    note = np.sin(2 * np.pi * (RATE / HOP * 2 + beside_hz) * time)
+    plain = harmonic(221.0, 6.0, RATE)
+    for shape in (np.ones_like(time), np.exp(-2.0 * (time % 3.0))):
+        before, after = ((plain + gain * shape * note).astype(np.float32) for gain in (0.01, 0.3))
+        assert measures.hop_buzz_db(before, after, HOP) == measures.BUZZ_FLOOR_DB
+
+
 def test_partials_stand_out_of_noise_and_noise_does_not() -> None:
     time_s = np.arange(2 * RATE) / RATE
     pulses = (0.01 * np.cos(2 * np.pi * 220.0 * np.arange(1, 34)[:, None] * time_s).sum(axis=0)).astype(np.float32)

@@ -15,8 +15,17 @@ import torch
 from torch import Tensor
 
 from realtime.bundle import BundleError, named_model, read_bundle
-from training.checkpoint import CHECKPOINT_KEY, CheckpointError, TrainedModel, lineage, read_checkpoint
+from training.checkpoint import (
+    CHECKPOINT_KEY,
+    CheckpointError,
+    TrainedModel,
+    assembled,
+    lineage,
+    read_checkpoint,
+)
+from training.recipe import Recipe
 
+EMPHASIS_METRIC = "style_emphasis"  # how what a model card says of emphasis begins
 CARD = "card"
 """The array of a model file's weights that is JSON and no weight."""
 KEPT_OF_A_RECORDING = ("sha256", "audio_sha256", "seconds")
@@ -45,6 +54,22 @@ def load_beginning(path: Path) -> Beginning:
     averages = {name.removeprefix("average_"): value for name, value in state.items() if name.startswith("average_")}
     weights = {name: value for name, value in state.items() if not name.startswith("average_")}
     return Beginning(path, weights | averages, card)
+
+
+def load_model_for_export(path: Path, recipe: Recipe) -> TrainedModel:
+    """What a model file, or a shipped one by its name, carries of the run by this ``recipe``. Raises CheckpointError.
+
+    All but a critic, so nothing of a model with noise.
+    """
+    beginning = _of_model(named_model(path))
+    if recipe.noise_dims:
+        raise CheckpointError(f"{path}: does not carry the critic of a model with noise; export its checkpoint")
+    known, wanted = ([style["id"] for style in beginning.card["styles"]], [style.id for style in recipe.style])
+    if known != wanted:
+        raise CheckpointError(f"{path}: was trained by another recipe (style.id: {', '.join(known)}); take that one")
+    metrics = read_bundle(beginning.path).manifest.card.metrics
+    own = {name: value for name, value in metrics.items() if not name.startswith(EMPHASIS_METRIC)}
+    return assembled(path, beginning.weights, recipe, beginning.card | {"metrics": own})
 
 
 WIDENED = ("generator.enter.", "generator.body.cell.", "generator.steer.", "generator.leave.")

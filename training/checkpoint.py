@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from training.recipe import Recipe, RecipeError, recipe_from_dict
 
 CHECKPOINT_KEY = "restyle"
 CHECKPOINT_FORMAT = 2
+NOT_LEARNED = ("model.attack_", "model.release_")  # fields of a recipe that no weight depends on
 
 
 class CheckpointError(RuntimeError):
@@ -214,34 +215,52 @@ def objective_of(path: Path) -> str:
     return str(read_checkpoint(path)[CHECKPOINT_KEY].get("objective"))
 
 
-def load_for_export(path: Path, *others: Path) -> TrainedModel:
+def load_for_export(path: Path, *others: Path, recipe: Recipe | None = None) -> TrainedModel:
     """The trained generator with everything that travels with it. Raises CheckpointError.
 
     ``others``: more checkpoints of the same run; the weights are the mean of all (Izmailov et al., "Averaging weights
-    leads to wider optima and better generalization", 2018), all else is that of ``path``.
+    leads to wider optima and better generalization", 2018), all else is that of ``path``. ``recipe``: in place of the
+    checkpoint's own, with the same weights: names, licences and what is not learned may be others.
     """
     checkpoint = read_checkpoint(path)
     card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
     prefix = "average_" if any(name.startswith("average_generator.") for name in state) else ""
     try:
-        recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")
-        state = state | _mean_weights(path, state, others, recipe, prefix)
+        then = recipe_from_dict(card["recipe"], f"{path}: recipe")
+        state = state | _mean_weights(path, state, others, then, prefix)
+        if recipe is not None:
+            changed = [what for what in changed_fields(then, recipe) if not what.startswith(NOT_LEARNED)]
+            if changed:
+                raise CheckpointError(f"{path}: was trained by another recipe ({'; '.join(changed)}); undo that")
+        weights = {
+            name.removeprefix(prefix) if not name.startswith("critic.") else name: value
+            for name, value in state.items()
+            if name.startswith((prefix, "critic."))
+        }
+    except CheckpointError:  # of another checkpoint, which it names
+        raise
+    except (RecipeError, KeyError) as error:
+        raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
+    return assembled(path, weights, recipe or then, card)
+
+
+def assembled(path: Path, weights: Mapping[str, Tensor], recipe: Recipe, card: dict[str, Any]) -> TrainedModel:
+    """The model of ``weights``, by their names in a run, that lay at ``path``. Raises CheckpointError."""
+    try:
         generator = new_generator(recipe)
-        generator.load_state_dict(_part(state, f"{prefix}generator."))
+        generator.load_state_dict(_part(weights, "generator."))
         encoder = None
         if recipe.encoder.share:
             encoder = StyleEncoder(recipe.spectral.sample_rate, recipe.model.style_dim)
-            encoder.load_state_dict(_part(state, f"{prefix}encoder."))
+            encoder.load_state_dict(_part(weights, "encoder."))
             encoder.eval().requires_grad_(False)
         critic = None
         if recipe.noise_dims:
             judge = Critic(recipe.spectral.sample_rate, len(recipe.style))
-            judge.load_state_dict(_part(state, "critic."))
+            judge.load_state_dict(_part(weights, "critic."))
             critic = Ratings(judge).eval().requires_grad_(False)
-        vectors = state[f"{prefix}styles.weight"].detach().clone()
-    except CheckpointError:  # of another checkpoint, which it names
-        raise
-    except (RecipeError, KeyError, RuntimeError) as error:
+        vectors = weights["styles.weight"].detach().clone()
+    except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
     if vectors.shape != (len(recipe.style), recipe.model.style_dim):
         raise CheckpointError(
@@ -306,6 +325,6 @@ def _mean_weights(
     return {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in names[0]}
 
 
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The weights of one part of a run, under their names within it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -70,7 +70,10 @@ class Framer(nn.Module):
         blocks = full.reshape(full.shape[0], self.signals, hops + per_frame - 1, self.hop_samples)
         index = torch.arange(hops, device=x.device)[:, None] + torch.arange(per_frame, device=x.device)
         frames = blocks.index_select(2, index.flatten())
-        frames = frames.reshape(-1, self.signals, hops, self.window_samples).transpose(1, 2)
+        if self.signals == 1:  # no order to change
+            frames = frames.reshape(-1, hops, 1, self.window_samples)
+        else:
+            frames = frames.reshape(-1, self.signals, hops, self.window_samples).transpose(1, 2)
         return frames, FramerState(full[:, :, -(self.window_samples - self.hop_samples) :])
 
 

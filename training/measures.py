@@ -170,8 +170,9 @@ def hop_buzz_db(reference: Audio, found: Audio, hop_samples: int) -> float:
     A window of 256 hops puts every multiple on a bin. A line is what its five bins hold above the median of their
     neighbourhood; what the reference has there is taken off, at the gain that the neighbourhood got. It counts when it
     is 6 dB above both, so that noise, which always has some bin above its neighbours, is no buzz, and as far above both
-    its flanks, so that a partial that glides over a multiple is none. Both are [samples] at one rate and aligned.
-    BUZZ_FLOOR_DB where there is none.
+    its flanks, so that a partial that glides over a multiple is none; and what stands there is centred on the multiple
+    to half a bin (0.7 Hz at 48 kHz and hops of 128), as no partial beside it is. Both are [samples] at one rate and
+    aligned. BUZZ_FLOOR_DB where there is none.
     """
     size, per_line = 256 * hop_samples, 256
     if len(found) < size:
@@ -186,7 +187,9 @@ def hop_buzz_db(reference: Audio, found: Audio, hop_samples: int) -> float:
     gain = around / np.maximum(around_before, 1e-30)
     expected = np.maximum(around, np.where(around_before > 1e-20, line_before * gain, line_before))
     flanks = 5.0 * out[lines[:, None, None] + _FLANKS].mean(axis=2).max(axis=1)
-    stands_out = line > 4.0 * np.maximum(expected, flanks)
+    bins = np.maximum(out[lines[:, None] + _ON] - around[:, None] / 5.0, 0.0)
+    centred = np.abs(bins @ _ON) < 0.5 * bins.sum(axis=1)
+    stands_out = (line > 4.0 * np.maximum(expected, flanks)) & centred
     return _relative_db(float(np.where(stands_out, line - expected, 0.0).sum()), float(out.sum()))
 
 

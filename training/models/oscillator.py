@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from realtime.spectral import SpectralSpec
-from training.layers import FLOOR_LEVEL, Envelope, EnvelopeState, Framer, FramerState, fade, neighbours
+from training.layers import FLOOR_LEVEL, Envelope, EnvelopeState, Framer, FramerState, fade
 
 DECIMATION = 4  # pitch is looked for below an eighth of the sample rate
 LAGS = 144  # of that many samples there; 83 Hz at 48 kHz and a decimation of 4
@@ -28,6 +28,7 @@ FULL_HZ = 322.0  # up to here all harmonics sound, an octave higher half of them
 CERTAIN = 0.3  # of a correlation: a peak below it is none
 ARCTANGENT = (0.99999611, -0.33317368, 0.19807815, -0.1323334, 0.07962364, -0.03360419, 0.00681179)
 """Of the odd powers of a number up to one: within 2.5e-7. A graph's own Atan has no kernel on a GPU."""
+SMALLEST = 1e-20  # a length that is none
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,13 @@ class Oscillator(nn.Module):
     span: Tensor  # [samples, LAGS]: which samples the energy of a lag is of
     rows_at: Tensor  # which blocks of samples each block of lags is compared with
     weights: Tensor  # [samples]
-    time: Tensor  # [samples], in samples before the newest
-    quarter: Tensor  # [re|im, 1]: how far the cosine is turned to give each
+    angles: Tensor  # [samples, 1]: of a wave of one period per sample, 0 at the newest
+    quarter: Tensor  # [1, re|im]: how far the cosine is turned to give the real part, and the imaginary one turned over
     ranks: Tensor  # [LAGS]: a number of its own for each lag, the first the highest
     bend: Tensor  # [before|peak|after, shift's numerator|its denominator|height]
     powers: Tensor  # [len(ARCTANGENT)]
     arctangent: Tensor  # [len(ARCTANGENT), 1], in turns
-    tables: Tensor  # [TABLES * (TABLE_SAMPLES + 1)]
+    tables: Tensor  # [TABLES * TABLE_SAMPLES, value|difference to the next]
     fade: Tensor  # [before|after, hop]
 
     def __init__(self, spec: SpectralSpec, envelope_hops: int) -> None:
@@ -90,17 +91,18 @@ class Oscillator(nn.Module):
         blocks, self.compared = LAGS // BLOCK, self.newest + BLOCK
         # Lag BLOCK*a + b starts LAGS - 1 - BLOCK*a - b samples after the oldest: rows for a, columns for b.
         rows_at = (blocks - 1 - np.arange(blocks))[:, None] + np.arange(self.compared // BLOCK)
+        tables = wavetables()
         for name, value in {
             "kernel": triangle[None, None],
             "span": (at >= LAGS - 1 - lag) & (at < self.samples - lag),
             "weights": np.sin(np.pi * (np.arange(self.samples) + 0.5) / self.samples) ** 2,
-            "time": np.arange(self.samples) - (self.samples - 1.0),
-            "quarter": np.array([[0.0], [0.5 * np.pi]]),
+            "angles": 2.0 * np.pi * (np.arange(self.samples)[:, None] - (self.samples - 1.0)),
+            "quarter": np.array([[0.0, 0.5 * np.pi]]),
             "ranks": np.append(np.arange(LAGS - 1, 0, -1), 0),  # the last one has no neighbour
             "bend": np.array([[0.5, 1.0, 0.0], [0.0, -2.0, 1.0], [-0.5, 1.0, 0.0]]),
             "powers": np.arange(len(ARCTANGENT)),
-            "arctangent": np.array(ARCTANGENT)[:, None] / (2.0 * np.pi),
-            "tables": wavetables().flatten(),
+            "arctangent": np.array(ARCTANGENT)[:, None] / np.pi,
+            "tables": np.stack([tables[:, :-1], np.diff(tables)], axis=2).reshape(-1, 2),
             "fade": fade(hop),
         }.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32), persistent=False)
@@ -121,26 +123,26 @@ class Oscillator(nn.Module):
         columns = copies.reshape(*shape, BLOCK, line)[..., : self.compared]
         alike = torch.matmul(rows, columns.transpose(2, 3)).flatten(2)  # [batch, n, LAGS]
         energy = torch.matmul(low.square(), self.span)
-        alike = alike * (energy * energy[..., :1]).clamp_min(1e-13).rsqrt()
+        alike = alike / (energy * energy[..., :1]).clamp_min(1e-13).sqrt()
         alike = alike * (alike < DIP).float().cumsum(dim=-1).clamp_max(1.0)  # nothing before the first dip
         height = (NEAR * alike.amax(dim=-1, keepdim=True)).clamp_min(CERTAIN)
-        peak = (alike >= nn.functional.max_pool1d(alike, 3, 1, 1)) & (alike > height)
+        peak = alike >= torch.maximum(nn.functional.max_pool1d(alike, 3, 1, 1), height)
         ranked = peak.float() * self.ranks
         first = ranked.argmax(dim=-1, keepdim=True).clamp(1, LAGS - 2)
-        found = (ranked.amax(dim=-1, keepdim=True) > 0.0).float()
+        found = ranked.amax(dim=-1, keepdim=True).sign()
         around = alike.gather(2, first + torch.arange(-1, 2, device=low.device))
         over, under, clear = torch.matmul(around, self.bend).chunk(3, dim=-1)
         lag = first + (over / under.clamp_max(-1e-6)).clamp(-0.5, 0.5)
         return found / lag, clear * found
 
-    def turns(self, imaginary: Tensor, real: Tensor) -> Tensor:
-        """Angles of complex numbers [..., 1], from -0.5 to 0.5 of a turn [..., 1]."""
-        high, wide = imaginary.abs(), real.abs()
-        ratio = torch.minimum(high, wide) / torch.maximum(high, wide).clamp_min(1e-20)
-        turns = torch.matmul(ratio.square().pow(self.powers), self.arctangent) * ratio
-        turns = torch.where(high > wide, 0.25 - turns, turns)
-        turns = torch.where(real < 0.0, 0.5 - turns, turns)
-        return torch.where(imaginary < 0.0, -turns, turns)
+    def turns(self, parts: Tensor) -> Tensor:
+        """Angles of complex numbers [..., re|im], from -0.5 to 0.5 of a turn [..., 1]."""
+        length = parts.square().sum(dim=-1, keepdim=True).sqrt()
+        real, imaginary = parts.chunk(2, dim=-1)
+        half = imaginary / (length + real.abs()).clamp_min(SMALLEST)  # the tangent of half the angle, within one
+        turns = torch.matmul(half.square().pow(self.powers), self.arctangent) * half
+        behind = torch.where(imaginary < 0.0, -0.5, 0.5) - turns
+        return torch.where(real < 0.0, behind, turns)
 
     def forward(self, audio: Tensor, share: Tensor, state: OscillatorState) -> tuple[Tensor, OscillatorState]:
         """audio [batch, n*hop], how much the style has of the tone [batch, 1] -> audio [batch, n*hop] and the state
@@ -152,26 +154,24 @@ class Oscillator(nn.Module):
         low = nn.functional.conv1d(frames.reshape(batch * hops, 1, -1), self.kernel, stride=DECIMATION)
         low = low.reshape(batch, hops, self.samples)
         frequency, clear = self.periods(low)
-        turns = (2.0 * np.pi * frequency * self.time)[:, :, None]
-        waves = torch.cos(turns - self.quarter)  # [batch, n, re|im, samples]
-        real, imaginary = torch.matmul(waves, (low * self.weights)[..., None]).chunk(2, dim=2)
-        phase = self.turns(-imaginary, real)[..., 0]
+        waves = torch.cos(self.angles * frequency[..., None] + self.quarter)  # [batch, n, samples, re|im]
+        phase = self.turns(torch.matmul((low * self.weights)[:, :, None], waves).squeeze(2))
+        frequency = frequency / DECIMATION
         voiced = ((clear - CLEAR[0]) / (CLEAR[1] - CLEAR[0])).clamp(0.0, 1.0)
-        now = torch.cat([phase, frequency / DECIMATION, voiced], dim=-1)
-        ends = torch.cat([state.last[:, None, :3], now], dim=1)  # [batch, n + 1, 3]
-        phase, frequency, voiced = ends.chunk(3, dim=-1)
-        turned, before, after = phase[:, 1:] - phase[:, :-1], frequency[:, :-1], frequency[:, 1:]
-        expected = 0.5 * self.hop_samples * (before + after)
+        now = torch.cat([phase, frequency, voiced], dim=-1)
+        before = torch.cat([state.last[:, None, :3], now[:, :-1]], dim=1)
+        phase, before_it, heard = before.chunk(3, dim=-1)
+        turned, changed, more = (now - before).chunk(3, dim=-1)
+        expected = 0.5 * self.hop_samples * (before_it + frequency)
         strayed = turned - expected
         strayed = strayed - strayed.round()
-        same = ((after - before).abs() < JUMP * after).float()
+        same = (changed.abs() < JUMP * frequency).float()
         ahead = self._ahead(strayed * same, state.last[:, None, 3:])  # [batch, n + 1, 1]
         moved = expected + strayed + ahead[:, 1:] - ahead[:, :-1]
-        at = phase[:, :-1] + ahead[:, :-1] + moved * self.fade[1]  # [batch, n, hop]
-        tone = self._read(at - at.floor(), after).flatten(1) * (level - FLOOR_LEVEL).clamp_min(0.0)
-        heard = torch.matmul(neighbours(voiced[..., 0], hops), self.fade).flatten(1)
-        heard = heard * share
-        last = torch.cat([ends[:, -1], ahead[:, -1]], dim=1)
+        at = phase + ahead[:, :-1] + moved * self.fade[1]  # [batch, n, hop]
+        tone = self._read(at - at.floor(), frequency).flatten(1) * (level - FLOOR_LEVEL).clamp_min(0.0)
+        heard = (heard + more * self.fade[1]).flatten(1) * share
+        last = torch.cat([now[:, -1], ahead[:, -1]], dim=1)
         return audio + heard * (tone - audio), OscillatorState(framer, envelope, last)
 
     def _ahead(self, strayed: Tensor, last: Tensor) -> Tensor:
@@ -189,11 +189,11 @@ class Oscillator(nn.Module):
 
     def _read(self, at: Tensor, frequency: Tensor) -> Tensor:
         """Where in the period [batch, n, hop], frequency [batch, n, 1] per sample -> samples [batch, n, hop]."""
-        octave = (frequency * (self.sample_rate / FULL_HZ)).clamp_min(1.0).log2()
-        table = (TABLES_PER_OCTAVE * octave).clamp_max(TABLES - 1.0).floor()
+        octaves = (frequency * (self.sample_rate / FULL_HZ)).clamp_min(1.0).log()
+        table = (octaves * (TABLES_PER_OCTAVE / np.log(2.0))).clamp_max(TABLES - 1.0).floor()
         place = at * TABLE_SAMPLES
         whole = place.floor().clamp_max(TABLE_SAMPLES - 1.0)
-        first = table * (TABLE_SAMPLES + 1) + whole
+        first = table * TABLE_SAMPLES + whole
         first = torch.where(first >= 0.0, first, 0.0).long()  # what is no number is at no place
-        low, high = (self.tables.index_select(0, index.flatten()).reshape(at.shape) for index in (first, first + 1))
-        return low + (high - low) * (place - whole)
+        value, difference = nn.functional.embedding(first, self.tables).unbind(dim=-1)
+        return value + difference * (place - whole)
