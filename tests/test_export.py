@@ -101,6 +101,7 @@ def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
     assert manifest.weight_count == sum(p.numel() for p in exported.generator.parameters())
     states = {state.name: state.shape for state in manifest.states}
     assert states == {
+        "style": (4,),
         "framer.history": (1, 896),
         "envelope.level": (1,),
         "noise.count": (1,),
