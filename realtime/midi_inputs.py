@@ -39,22 +39,23 @@ def listen(wanted: str | Wanted | None, pipe: Any) -> None:
 
 
 def _listen(wanted: str | Wanted | None, pipe: Any, said: HeldErrors) -> None:
-    sending = threading.Lock()
+    sending = threading.RLock()
 
     def send(*message: Any) -> None:
         with sending, contextlib.suppress(OSError):  # nobody is left to hear it: the other end says so, too
             pipe.send(message)
 
-    try:
-        ports = InputPorts(
-            wanted,
-            lambda data: send("heard", data),
-            lambda name, there: send("port", name, there, ports.names, ports.uses_jack),
-        )
-    except MidiError as error:
-        send("error", str(error))
-        return
-    send("ready", ports.names, ports.uses_jack, ports.only)
+    with sending:  # a port that is played while it opens is heard after 'ready'
+        try:
+            ports = InputPorts(
+                wanted,
+                lambda data: send("heard", data),
+                lambda name, there: send("port", name, there, ports.names, ports.uses_jack),
+            )
+        except MidiError as error:
+            send("error", str(error))
+            return
+        send("ready", ports.names, ports.uses_jack, ports.only)
     with contextlib.suppress(EOFError, OSError):
         while not pipe.poll(LOSS_INTERVAL_S):
             if lost := said.pass_on(without=LOSS_COMPLAINT):

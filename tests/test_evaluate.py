@@ -35,6 +35,7 @@ from training.models import recogniser
 from training.models.generator import GeneratorConfig
 from training.models.kinds import make_generator
 from training.models.recogniser import RecogniserConfig, cut_excerpts, draw_phrase, normalise, split_held_out
+from training.phrases import PhraseError
 from training.playing import first_and_later, loudest_part
 from training.reconstruction import log_mel_distance_db
 from training.report import tables
@@ -457,7 +458,7 @@ def test_the_command_from_folders_to_figures(
 
 def test_tunes_that_are_not_there_are_named(cache: Path, tmp_path: Path) -> None:
     options = replace(options_of(cache), styles=("violin",), alone=True, tunes=tmp_path / "nowhere")
-    with pytest.raises(EvaluationError, match=r"--tunes: there is no folder .*nowhere"):
+    with pytest.raises(PhraseError, match=r"--tunes: there is no folder .*nowhere"):
         evaluate(FIRST_MODEL, DEMO_CLIP, tmp_path / "not looked at", options)
     write_scale(tmp_path / "tunes" / "scale.mid")
     hissing = tmp_path / "hissing"
@@ -467,7 +468,7 @@ def test_tunes_that_are_not_there_are_named(cache: Path, tmp_path: Path) -> None
             hiss = np.random.default_rng([number, len(style)]).standard_normal(2 * RATE)
             soundfile.write(hissing / style / f"{number}.flac", 0.1 * hiss, RATE)
     options = replace(options, tunes=tmp_path / "tunes")
-    with pytest.raises(EvaluationError, match=r"--tunes: none of the styles violin has 3 recordings of single notes"):
+    with pytest.raises(PhraseError, match=r"--tunes: none of the styles violin has 3 recordings of single notes"):
         evaluate(FIRST_MODEL, DEMO_CLIP, hissing, options)
 
 

@@ -26,7 +26,7 @@ USUAL = torch.rand(3, 24, generator=torch.Generator().manual_seed(0)) - 0.5
 @pytest.fixture
 def memory() -> Memory:
     made = Memory(3, 24)
-    made.fit(STYLES, USUAL)
+    made.usual.fit(STYLES, USUAL)
     return made
 
 
@@ -77,7 +77,7 @@ def test_a_generator_finds_out_what_it_usually_remembers() -> None:
             assert isinstance(state.body, GruState)
             states.append(state.body.hidden)
     assert model.memory is not None
-    found = torch.matmul(STYLES, model.memory.directions) + model.memory.offset
+    found = model.memory.usual(STYLES)
     window = torch.from_numpy(SPEC.analysis_window()).float()
     padded = torch.nn.functional.pad(audio, (SPEC.analysis_window_samples - SPEC.hop_samples, 0))
     level = (padded.unfold(1, SPEC.analysis_window_samples, SPEC.hop_samples) * window).square().mean(dim=2).sqrt()[0]

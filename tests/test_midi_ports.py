@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -179,24 +180,53 @@ def test_a_process_that_dies_lets_go_of_what_was_held_and_another_one_listens(
             keys.delete()
 
 
-def test_ending_under_a_flood_takes_seconds_at_most_and_leaves_no_process(outputs: Callable[[str], Any]) -> None:
-    keys, over = outputs("keys"), threading.Event()
+@contextmanager
+def flood(output: Any) -> Iterator[None]:
+    """A thousand messages a second."""
+    over = threading.Event()
 
     def keep_sending() -> None:
         while not over.is_set():
-            keys.send_message([0xB0, 1, 64])
+            output.send_message([0xB0, 1, 64])
             time.sleep(0.001)
 
-    received: list[bytes] = []
-    inputs = MidiInputs("keys", received.append)
     sender = threading.Thread(target=keep_sending)
     sender.start()
     try:
-        await_count(received, 100)
-        inputs.close()
+        yield
     finally:
         over.set()
         sender.join()
+
+
+def test_a_process_that_dies_under_a_flood_is_replaced_again_and_again(outputs: Callable[[str], Any]) -> None:
+    """The next one hears messages from the moment that its port is open."""
+    keys = outputs("keys")
+    received: list[bytes] = []
+    told: list[str] = []
+    inputs = MidiInputs("keys", received.append, on_trouble=told.append)
+    try:
+        with flood(keys):
+            for time_killed in (1, 2, 3):
+                await_count(received, 100)
+                assert inputs.pid is not None
+                os.kill(inputs.pid, signal.SIGKILL)
+                await_count(told, 2 * time_killed)
+                assert told[-1].startswith("MIDI is heard again")
+                received.clear()
+            await_count(received, 100)
+        assert inputs.restarts == 3 and len(received) >= 100
+    finally:
+        inputs.close()
+
+
+def test_ending_under_a_flood_takes_seconds_at_most_and_leaves_no_process(outputs: Callable[[str], Any]) -> None:
+    keys = outputs("keys")
+    received: list[bytes] = []
+    inputs = MidiInputs("keys", received.append)
+    with flood(keys):
+        await_count(received, 100)
+        inputs.close()
     assert inputs.pid is not None and not Path(f"/proc/{inputs.pid}").exists() and len(received) >= 100
 
 

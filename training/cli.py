@@ -352,6 +352,7 @@ def evaluate(
         from training.evaluate import EvaluationError, EvaluationOptions
         from training.evaluate import evaluate as run
         from training.models.recogniser import RecogniserConfig
+        from training.phrases import PhraseError
         from training.report import draw, tables
     except ModuleNotFoundError as error:
         errors.print(f"[red]evaluation needs {error.name}[/]; install it with: pip install 'restyle\\[training]'")
@@ -379,7 +380,7 @@ def evaluate(
         if plot:
             with NewFile(plot) as part:
                 draw(part, result)
-    except (EvaluationError, BundleError, StyleError, ProviderError, OSError) as error:
+    except (EvaluationError, PhraseError, BundleError, StyleError, ProviderError, OSError) as error:
         errors.print("[red]cannot evaluate:[/] ", end="")
         errors.print(str(error), soft_wrap=True, highlight=False, markup=False)
         raise typer.Exit(1) from None

@@ -38,7 +38,7 @@ from training.models.recogniser import (
     load_or_train,
     real_excerpts,
 )
-from training.phrases import PhraseError, find_tunes
+from training.phrases import find_tunes
 from training.playing import (
     Engine,
     Input,
@@ -178,7 +178,7 @@ def evaluate(
 ) -> Evaluation:
     """Every input in every style of the model, measured, beside the baselines.
 
-    Raises EvaluationError, and BundleError, StyleError or ProviderError for the model.
+    Raises EvaluationError, PhraseError for the tunes, and BundleError, StyleError or ProviderError for the model.
     """
     began = time.perf_counter()
     bundle = read_bundle(model)
@@ -189,10 +189,7 @@ def evaluate(
         style.id for style in bundle.manifest.styles
     )
     paths = find_inputs(inputs)
-    try:
-        tunes = find_tunes(options.tunes, "--tunes") if options.tunes else []
-    except PhraseError as error:
-        raise EvaluationError(str(error)) from error
+    tunes = find_tunes(options.tunes, "--tunes") if options.tunes else []
     recordings, notes = read_references(
         references, rate, options.cache, lambda done, of: tell("reading references", done, of)
     )
@@ -248,21 +245,18 @@ def evaluate(
             style: [_distance([rows[i] for i in some], real[style]) for some in (range(len(items)), voices) if some]
             for style, rows in systems[UNCHANGED].items()
         }
-        try:
-            of_tunes = tunes_figures(
-                bundle,
-                styles,
-                recordings,
-                tunes,
-                recogniser,
-                real,
-                before,
-                options.seconds,
-                options.cache,
-                tell,
-            )
-        except PhraseError as error:
-            raise EvaluationError(str(error)) from error
+        of_tunes = tunes_figures(
+            bundle,
+            styles,
+            recordings,
+            tunes,
+            recogniser,
+            real,
+            before,
+            options.seconds,
+            options.cache,
+            tell,
+        )
     figures = {
         "model": bundle.manifest.name,
         "file": bundle.path.name,

@@ -266,7 +266,7 @@ class Generator(ListeningBody):
         plays this, [playings, n*hop]."""
         if self.memory is not None:
             usual = [self.usual_memory(audio.expand(len(vectors), -1), vectors) for audio in playing]
-            self.memory.fit(vectors, torch.stack(usual).mean(dim=0))
+            self.memory.usual.fit(vectors, torch.stack(usual).mean(dim=0))
 
     def init_state(self, batch: int) -> GeneratorState:
         return GeneratorState(

@@ -160,9 +160,9 @@ class Oscillator(nn.Module):
         voiced = ((clear - CLEAR[0]) / (CLEAR[1] - CLEAR[0])).clamp(0.0, 1.0)
         now = torch.cat([phase, frequency, voiced], dim=-1)
         before = torch.cat([state.last[:, None, :3], now[:, :-1]], dim=1)
-        phase, before_it, heard = before.chunk(3, dim=-1)
+        phase, frequency_before, heard = before.chunk(3, dim=-1)
         turned, changed, more = (now - before).chunk(3, dim=-1)
-        expected = 0.5 * self.hop_samples * (before_it + frequency)
+        expected = 0.5 * self.hop_samples * (frequency_before + frequency)
         strayed = turned - expected
         strayed = strayed - strayed.round()
         same = (changed.abs() < JUMP * frequency).float()
@@ -189,8 +189,8 @@ class Oscillator(nn.Module):
 
     def _read(self, at: Tensor, frequency: Tensor) -> Tensor:
         """Where in the period [batch, n, hop], frequency [batch, n, 1] per sample -> samples [batch, n, hop]."""
-        octaves = (frequency * (self.sample_rate / FULL_HZ)).clamp_min(1.0).log()
-        table = (octaves * (TABLES_PER_OCTAVE / np.log(2.0))).clamp_max(TABLES - 1.0).floor()
+        above = (frequency * (self.sample_rate / FULL_HZ)).clamp_min(1.0).log()  # in nepers, where octaves have ln 2
+        table = (above * (TABLES_PER_OCTAVE / np.log(2.0))).clamp_max(TABLES - 1.0).floor()
         place = at * TABLE_SAMPLES
         whole = place.floor().clamp_max(TABLE_SAMPLES - 1.0)
         first = table * TABLE_SAMPLES + whole

@@ -20,32 +20,47 @@ def apart(style: Tensor, before: Tensor) -> Tensor:
     return (style - before).detach().abs().amax(dim=1, keepdim=True)
 
 
-class Traits(nn.Module):
-    """How much of each trait a style has: an affine function of its vector, so that blends have some of each's."""
+class AffineOfStyle(nn.Module):
+    """Numbers that known styles have, as an affine function of the style vector: blends have some of each's."""
 
-    directions: Tensor  # [style_dim, TRAITS]
-    offsets: Tensor  # [TRAITS]
+    directions: Tensor  # [style_dim, numbers]
+    offset: Tensor  # [numbers]
+
+    def __init__(self, style_dim: int, numbers: int) -> None:
+        super().__init__()
+        self.register_buffer("directions", torch.zeros(style_dim, numbers), persistent=False)
+        self.register_buffer("offset", torch.zeros(numbers), persistent=False)
+
+    def fit(self, vectors: Tensor, wanted: Tensor) -> None:
+        """The numbers ``wanted`` [styles, numbers] of the styles of these ``vectors`` [styles, style_dim]."""
+        known = torch.cat([vectors.detach(), torch.ones_like(vectors[:, :1])], dim=1).double().cpu()
+        found = (torch.linalg.pinv(known) @ wanted.double().cpu()).to(self.directions)
+        self.directions.copy_(found[:-1])
+        self.offset.copy_(found[-1])
+
+    def forward(self, style: Tensor) -> Tensor:
+        """style [batch, style_dim] -> [batch, numbers]."""
+        return torch.matmul(style, self.directions) + self.offset
+
+
+class Traits(nn.Module):
+    """How much of each trait a style has."""
 
     def __init__(self, style_dim: int) -> None:
         super().__init__()
-        self.register_buffer("directions", torch.zeros(style_dim, len(TRAITS)), persistent=False)
-        self.register_buffer("offsets", torch.zeros(len(TRAITS)), persistent=False)
+        self.of_style = AffineOfStyle(style_dim, len(TRAITS))
 
     def fit(self, vectors: Tensor, wanted: Mapping[str, Sequence[bool]]) -> None:
         """Give each trait to the styles of these ``vectors`` [styles, style_dim] that are ``wanted``, alone.
 
         To all of them a quarter more, or less than nothing, so that an overdone style keeps what it has.
         """
-        goals = [wanted.get(name, [False] * len(vectors)) for name in TRAITS]
-        known = torch.cat([vectors.detach(), torch.ones_like(vectors[:, :1])], dim=1).double().cpu()
-        goal = torch.where(torch.tensor(goals).T, 1.25, -0.25).double()
-        found = (torch.linalg.pinv(known) @ goal).to(self.directions)
-        self.directions.copy_(found[:-1])
-        self.offsets.copy_(found[-1])
+        having = torch.tensor([wanted.get(name, [False] * len(vectors)) for name in TRAITS]).T
+        self.of_style.fit(vectors, torch.where(having, 1.25, -0.25))
 
     def forward(self, style: Tensor) -> Tensor:
         """style [batch, style_dim] -> how much of each trait it has, from 0 to 1 [batch, TRAITS]."""
-        return (torch.matmul(style.detach(), self.directions) + self.offsets).clamp(0.0, 1.0)
+        return self.of_style(style.detach()).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)
