@@ -36,7 +36,7 @@ from realtime.bundle import (
 )
 from realtime.controls import PARAMETERS, SOURCE_PARAMETERS, TARGET_LOUDNESS_LUFS
 from realtime.files import NewFile
-from realtime.loudness import REGISTER_SPEEDS, at_common_loudness, reference_playings, styles_loudness_lufs
+from realtime.loudness import at_common_loudness, reference_playings, styles_loudness_lufs
 from realtime.noise import SeededNoise
 from realtime.spectral import SpectralSpec
 from training.beginning import EMPHASIS_METRIC, pack_beginning
@@ -223,7 +223,7 @@ def write_model(
 
 def _usual_playing(spec: SpectralSpec) -> torch.Tensor:
     """[2, n*hop]: something plucked and something bowed, in the middle registers."""
-    playings = reference_playings(spec.sample_rate)[len(REGISTER_SPEEDS) // 2 :: len(REGISTER_SPEEDS)]
+    playings = reference_playings(spec.sample_rate, speeds=(1.0,))
     hops = min(map(len, playings)) // spec.hop_samples
     return torch.from_numpy(np.stack([playing[: hops * spec.hop_samples] for playing in playings]))
 

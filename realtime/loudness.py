@@ -33,7 +33,7 @@ def at_common_loudness(audio: NDArray[np.float32], sample_rate: int) -> NDArray[
     return (audio * 10.0 ** (gain_db / 20.0)).astype(np.float32)
 
 
-def reference_playings(sample_rate: int) -> list[NDArray[np.float32]]:
+def reference_playings(sample_rate: int, speeds: Sequence[float] = REGISTER_SPEEDS) -> list[NDArray[np.float32]]:
     """What styles are matched on: a plucked and then a bowed clip, each at five tape speeds, an octave down to one up.
 
     A style is louder in one register than in another, and one that is struck is louder on what is plucked than on what
@@ -46,7 +46,7 @@ def reference_playings(sample_rate: int) -> list[NDArray[np.float32]]:
     playings = []
     for clip in (DEMO_CLIP, BOWED_CLIP):
         playing = demo_playing(sample_rate, clip)
-        for speed in REGISTER_SPEEDS:
+        for speed in speeds:
             start = playing[: round(speed * REGISTER_SECONDS * sample_rate)]
             moved = soxr.resample(start, speed * sample_rate, sample_rate, quality="HQ").astype(np.float32)
             playings.append(at_common_loudness(moved, sample_rate))

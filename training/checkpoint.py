@@ -233,9 +233,7 @@ def load_for_export(path: Path, *others: Path, recipe: Recipe | None = None) -> 
             if changed:
                 raise CheckpointError(f"{path}: was trained by another recipe ({'; '.join(changed)}); undo that")
         weights = {
-            name.removeprefix(prefix) if not name.startswith("critic.") else name: value
-            for name, value in state.items()
-            if name.startswith((prefix, "critic."))
+            name.removeprefix(prefix): value for name, value in state.items() if name.startswith((prefix, "critic."))
         }
     except CheckpointError:  # of another checkpoint, which it names
         raise

@@ -359,26 +359,28 @@ class Generator(ListeningBody):
     def gains(self, audio: Tensor, style: Tensor, state: GeneratorState) -> Tensor:
         """audio [batch, n*hop], style [batch, style_dim] -> only its gains, in nepers [batch, n, signals, bands]."""
         oscillates, attack, release = self.traits(style).chunk(len(TRAITS), dim=1)
-        audio, _ = self._source(audio, oscillates, state)
-        frames, _ = self.framer(audio[:, None], state.framer)
-        windowed = frames * self.window
-        heard = self.dft(windowed).reshape(audio.shape[0], frames.shape[1], 2, -1)
+        windowed, heard = self._heard(audio, oscillates, state)
         moved = apart(style, state.style)
         decided, _ = self.decide(heard, style, self._remembered(style, moved, state))
         return self._settle(decided, windowed, attack, release, moved, state)[0]
 
+    def _heard(self, audio: Tensor, oscillates: Tensor, state: GeneratorState) -> tuple[Tensor, Tensor]:
+        """audio [batch, n*hop] -> windowed frames [batch, n, 1, window], their spectra [batch, n, re|im, bins]."""
+        audio, _ = self._source(audio, oscillates, state)
+        frames, _ = self.framer(audio[:, None], state.framer)
+        windowed = frames * self.window
+        return windowed, self.dft(windowed).reshape(audio.shape[0], frames.shape[1], 2, -1)
+
     def usual_memory(self, audio: Tensor, style: Tensor) -> Tensor:
         """audio [batch, n*hop], style [batch, style_dim] -> what the body remembers in the mean while it plays this,
         the more the louder it is [batch, hidden]. Of a recurrent body alone."""
-        audio, _ = self._source(audio, self.traits(style)[:, :1], self.init_state(len(audio)))
-        frames, _ = self.framer(audio[:, None], self.framer.init_state(len(audio)))
-        windowed = (frames * self.window)[:, :, 0]  # [batch, n, window]
-        heard = self.dft(windowed).reshape(audio.shape[0], frames.shape[1], 2, -1)
+        state = self.init_state(len(audio))
+        windowed, heard = self._heard(audio, self.traits(style)[:, :1], state)
         remembered: list[Tensor] = []
         hook = self.body.register_forward_hook(lambda _body, _heard, made: remembered.append(made[0]))
-        self.decide(heard, style, self.body.init_state(len(audio)))
+        self.decide(heard, style, state.body)
         hook.remove()
-        level = windowed.square().mean(dim=2).sqrt()  # [batch, n]
+        level = windowed[:, :, 0].square().mean(dim=2).sqrt()  # [batch, n]
         return torch.einsum("nbh,bn->bh", remembered[0], level / level.sum(dim=1, keepdim=True))
 
 
