@@ -329,6 +329,7 @@ def live(
     from realtime.learned import LearnError
     from realtime.live import LiveSettings, NoAudioDeviceError, Performance, PerformanceError
     from realtime.midi import MidiError, MidiMap
+    from realtime.processes import StoppedError
     from realtime.show import holds_recording
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -370,65 +371,57 @@ def live(
                 **PLAIN,
             )
             _perform(Performance(settings), console, seconds)
-    except (BundleError, LearnError, StyleError, MidiError, AudioFileError, PerformanceError) as error:
+    except (BundleError, LearnError, StyleError, MidiError, AudioFileError, PerformanceError, StoppedError) as error:
         raise failure("cannot perform", error) from None
 
 
 def _perform(performance: Any, console: Console, seconds: float | None) -> None:
     """Run until the clip ends, the time is over or Ctrl-C."""
-    from rich.live import Live
-
-    from realtime.panel import panel, source_line, status_line
-
-    stop_asked = False
+    from realtime.panel import Screen, panel, source_line, status_line
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal stop_asked
         del number, frame
-        stop_asked = True
+        performance.stop_asked.set()
 
-    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
+    # What is ignored, by nohup for one, stays so.
+    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
-        with performance:
+        with performance, Screen(console) as screen:
             if not console.is_terminal:
-                console.print(f"performing: {source_line(performance)}", **PLAIN)
+                screen.say(f"performing: {source_line(performance)}")
             started, said = time.monotonic(), 0.0
-            screen = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-            if screen:
-                screen.start()
             try:
-                while not performance.poll() and not stop_asked:
+                while not performance.poll() and not performance.stop_asked.is_set():
                     now = time.monotonic()
                     if seconds is not None and now - started >= seconds:
                         break
-                    if screen:
-                        screen.update(panel(performance, performance.status()), refresh=True)
+                    if console.is_terminal:
+                        screen.show(panel(performance, performance.status()))
                     elif now - said >= 2.0:
                         said = now
-                        console.print(status_line(performance.status()), **PLAIN)
+                        screen.say(status_line(performance.status()))
                     time.sleep(0.1)
             finally:
-                if screen:
-                    screen.stop()
-                _farewell(performance, console)
+                screen.show(None)
+                _farewell(performance, screen)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _farewell(performance: Any, console: Console) -> None:
+def _farewell(performance: Any, screen: Any) -> None:
     """Stop, and say how it went and what was left, whether the performance ended well or not."""
     from realtime.panel import latency_line, status_line
 
     summary = performance.stop()
     status = summary.status
-    console.print(status_line(status), **PLAIN)
-    console.print(f"latency {latency_line(performance, int(status.meters.block))}", **PLAIN)
+    screen.say(status_line(status))
+    screen.say(f"latency {latency_line(performance, int(status.meters.block))}")
     if status.recorder_problem:
-        console.print("[yellow]recording:[/] ", end="")
-        console.print(status.recorder_problem, **PLAIN)
+        screen.say(f"recording: {status.recorder_problem}")
     for path in summary.files:
-        console.print(f"left: {path}", **PLAIN)
+        screen.say(f"left: {path}")
 
 
 @app.command()

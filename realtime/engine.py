@@ -54,6 +54,8 @@ from realtime.worker import PATIENCE_SHARE, Link, RemoteStream
 MAX_BLOCK = 8192
 RISE_SAMPLES = 2048
 RETRY_S = 0.2
+LEAST_ASTRAY_S, ASTRAY = 0.5, 0.001
+"""How far the clock of a JACK server may be from the system's, in seconds and as a share of the time between."""
 HOP_FIELDS = ("hop_ms", "graph_ms")
 FAULT_INTERVAL_S = 1.0
 """A graph may raise another text at every hop; the pipe and the performer are told no more often than that."""
@@ -156,7 +158,8 @@ class Engine:
         self._heard = Ring.attach(settings.heard_name) if settings.heard_name else None
         if self._journal is not None:
             self.processor.journal = []
-            self._tell("start", settings.start_frames)
+            # Also where nothing is recorded at this rate yet: the device may take another one.
+            self._journal.push(pack_event("start", settings.start_frames, None, self.bundle.manifest.style_dim))
         self.processor.controls = Controls.unpack(self._controls.read())
         self.processor.reset()
         self._in = np.zeros((channels, MAX_BLOCK), np.float32)
@@ -200,6 +203,8 @@ class Engine:
             rise(out, self.frames - self.settings.start_frames)
         self.frames += samples
         self._report(samples)
+        if self.processor.journal:  # before the sound: what is recorded can be replayed to its end
+            self._tell_journal()
         recorded = self._sound if self._records else None
         if recorded is not None or self._heard is not None:
             channels = self.settings.channels
@@ -208,8 +213,6 @@ class Engine:
             for ring in (recorded, self._heard):
                 if ring is not None:
                     ring.push(self._record[:samples])
-        if self.processor.journal:
-            self._tell_journal()
         return out
 
     def new_fault(self) -> str:
@@ -401,6 +404,18 @@ def device_latency_samples(host_api: str, latency_s: tuple[float, float], sample
     return round(latency_s[0] * sample_rate), round(latency_s[1] * sample_rate)
 
 
+def another_server(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a JACK server has taken the place of another one, by what the audio process said when it was ready.
+
+    A server's clock begins with it; no two clocks run alike, and one may stop in an xrun.
+    """
+    if before.get("server_s") is None or now.get("server_s") is None:
+        return False
+    (then_s, began_s), (now_s, is_s) = before["server_s"], now["server_s"]
+    elapsed_s = is_s - began_s
+    return abs(now_s - then_s - elapsed_s) > max(LEAST_ASTRAY_S, ASTRAY * elapsed_s)
+
+
 def _open_device(engine: Engine) -> tuple[Any, Device, Device, int]:
     """The running stream, its devices and the length of its blocks. Raises DeviceError."""
     settings = engine.settings
@@ -456,6 +471,7 @@ def _play_device(engine: Engine, pipe: Connection) -> None:
         "latency_samples": engine.plugin.latency_samples,
         "deferred_samples": engine.deferred_samples,
         "device_samples": device_latency_samples(source.host_api, latency_s, engine.sample_rate),
+        "server_s": (stream.time, time.monotonic()) if "JACK" in source.host_api else None,
     }
     pipe.send(("ready", ready))
     while not _stop_asked(pipe, 0.1):

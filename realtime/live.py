@@ -20,13 +20,14 @@ from realtime.audio import AudioFileError
 from realtime.bundle import DEMO_CLIP, DEMO_MIDI, read_bundle
 from realtime.candidates import with_noise
 from realtime.controls import Performer, select_mix
-from realtime.engine import HOP_FIELDS, METER_COUNT, EngineMeters, EngineSettings, engine_process
+from realtime.engine import HOP_FIELDS, METER_COUNT, EngineMeters, EngineSettings, another_server, engine_process
 from realtime.ensemble import ALONE, Ensemble, Parts, join
 from realtime.learned import add_styles
 from realtime.listener import Heard, Listener, read_recogniser
 from realtime.midi import MidiError, MidiMap, apply, decode, read_midi_file
 from realtime.midi_inputs import MidiInputs
-from realtime.processes import interrupts_held, start_process
+from realtime.midi_ports import Wanted
+from realtime.processes import StoppedError, await_message, start_process
 from realtime.ring import Mailbox, Ring
 from realtime.show import (
     SHOW_FORMAT,
@@ -35,6 +36,7 @@ from realtime.show import (
     ShowHeading,
     draw_performance,
     event_width,
+    free_folder,
     percentiles_ms,
 )
 from realtime.worker import Workers
@@ -104,12 +106,15 @@ class LiveSettings:
             raise PerformanceError(f"inference '{self.inference}' is none of {', '.join(INFERENCES)}")
 
     def without_device(self) -> LiveSettings:
-        """The same performance on the bundled clip, with the bundled MIDI file unless another MIDI was asked for."""
+        """The same performance on the bundled clip, with the bundled MIDI file unless another MIDI was asked for.
+
+        Recorded, so that there is something to hear, beside what was recorded before.
+        """
         return replace(
             self,
             clip=DEMO_CLIP,
             midi=self.midi or str(DEMO_MIDI),
-            record=self.record or Path("performance"),
+            record=self.record or free_folder(Path("performance")),
         )
 
 
@@ -161,7 +166,8 @@ class Event:
 class Performance:
     """Context: entering starts the audio process and MIDI, leaving stops them and finishes the recording.
 
-    ``poll`` belongs to the thread that entered; MIDI arrives on threads of its own.
+    ``poll`` belongs to the thread that entered; MIDI arrives on threads of its own. ``stop_asked`` may be set by any
+    thread, and by a signal: entering then ends with StoppedError.
     """
 
     def __init__(self, settings: LiveSettings) -> None:
@@ -187,6 +193,8 @@ class Performance:
         self.ready: dict[str, Any] = {}
         self._recent: deque[float] = deque(maxlen=STATUS_HOPS)
         self.events: list[Event] = []
+        self.stop_asked = threading.Event()
+        self._midi_wanted: str | Wanted | None = settings.midi
         self.outages = 0
         self.lost_ports = 0
         self.fault = ""
@@ -273,11 +281,10 @@ class Performance:
                 raise PerformanceError(f"there is no room for shared memory: {error.strerror}") from None
             self._workers.start(0)
         self._start_engine(0, returning=False)
-        with interrupts_held():
-            if self._events is None:
-                self._inputs = self._open_midi()
+        if self._events is None:
+            self._inputs = self._open_midi()
         if self._workers is not None:
-            problem = self._workers.await_ready()
+            problem = self._workers.await_ready(self.stop_asked)
             if problem:
                 raise PerformanceError(problem)
         self._await_ready()
@@ -340,7 +347,7 @@ class Performance:
         )
 
     def _await_ready(self) -> None:
-        if not self._pipe.poll(START_TIMEOUT_S):
+        if not await_message(self._pipe, START_TIMEOUT_S, self.stop_asked):
             raise PerformanceError(f"the audio process did not start within {START_TIMEOUT_S:g} s")
         self._hear(self._receive())
         self.started_at = self._engine_started_at = time.monotonic()
@@ -393,7 +400,9 @@ class Performance:
 
     def _open_midi(self) -> MidiInputs:
         news = self._midi_news
-        return MidiInputs(self.settings.midi, self._on_midi, lambda *port: news.append(port), news.append)
+        return MidiInputs(
+            self._midi_wanted, self._on_midi, lambda *port: news.append(port), news.append, self.stop_asked
+        )
 
     def _play_events(self) -> None:
         start = time.monotonic()
@@ -408,6 +417,8 @@ class Performance:
         return int(self._meters.read()[0])
 
     def _note_mix(self) -> None:
+        if self.settings.record is None:
+            return
         mix = {style.label: weight for style, weight in self.performer.mix().items()}
         self.history.note(self._frames, mix)
 
@@ -472,8 +483,9 @@ class Performance:
     def _reopen_midi(self) -> None:
         """After a JACK server came back; until then, try again at every look."""
         try:
-            with interrupts_held():
-                self._inputs = self._open_midi()
+            self._inputs = self._open_midi()
+        except StoppedError:
+            return
         except MidiError as error:
             logger.debug("%s", error)
         else:
@@ -498,16 +510,22 @@ class Performance:
             self.performer.release_all()
             self.performer.pedal(down=False)
             self._send_controls()
-        if kind != "died" and self._inputs is not None and self._inputs.uses_jack:
-            # RtMidi stays silent on a server that has gone.
-            self._inputs.abandon()
-            self.midi_restarts += self._inputs.restarts
-            self.lost_messages += self._inputs.lost_messages
-            self._inputs = None
+        if kind != "died":
+            self._abandon_midi()
         if self._short_lives < LIVES:
             self._restart_engine()
         else:  # what ends at once is not started without end, and a show not given up
             self._next_start_at = time.monotonic() + PAUSE_S
+
+    def _abandon_midi(self) -> None:
+        """RtMidi stays silent on a server that has gone: another process hears the same ports, once audio is back."""
+        if self._inputs is None or not self._inputs.uses_jack:
+            return
+        self._inputs.abandon()
+        self._midi_wanted = self._inputs.wanted
+        self.midi_restarts += self._inputs.restarts
+        self.lost_messages += self._inputs.lost_messages
+        self._inputs = None
 
     def _restart_engine(self) -> None:
         self._next_start_at = None
@@ -524,6 +542,8 @@ class Performance:
 
     def _is_back(self, ready: dict[str, Any]) -> None:
         assert self._lost_at is not None
+        if another_server(self.ready, ready):
+            self._abandon_midi()
         self.ready = ready
         self._happened(f"audio is back after {time.monotonic() - self._lost_at:.1f} s")
         self._lost_at = None

@@ -14,7 +14,7 @@ from typing import Any
 from realtime.midi import MidiError
 from realtime.midi_ports import VIRTUAL, Held, InputPorts, Wanted
 from realtime.privileges import be_urgent
-from realtime.processes import start_process
+from realtime.processes import StoppedError, await_message, start_process
 from realtime.quiet import HeldErrors
 
 logger = logging.getLogger(__name__)
@@ -74,18 +74,22 @@ class MidiInputs:
 
     def __init__(
         self,
-        wanted: str | None,
+        wanted: str | Wanted | None,
         on_message: Callable[[bytes], None],
         on_port: Callable[[str, bool], None] = lambda *_: None,
         on_trouble: Callable[[str], None] = lambda _: None,
+        stop: threading.Event | None = None,
     ) -> None:
-        """``wanted``: an index of ``list_ports``, part of a port's name, 'virtual', or None for all ports there are.
+        """``wanted``: an index of ``list_ports``, part of a port's name, 'virtual', or None for all ports there are;
+        what was ``wanted`` of inputs that are gone, which may be away.
 
         On a thread of this class, ``on_port`` hears the name of a port that went away (False) or was opened after the
         start (True), and ``on_trouble``, in words, that the process died, that another one listens, or that messages
-        were lost. Raises MidiError, with the list, when a wanted port does not exist.
+        were lost. Raises MidiError, with the list, when a port asked for by text does not exist, and StoppedError once
+        ``stop`` is set before they are heard.
         """
-        self._wanted: str | Wanted | None = wanted
+        self.wanted: str | Wanted | None = wanted
+        """What is listened to, for others to listen to later; one port is the same one then."""
         self._deliver, self._tell_port, self._tell_trouble = on_message, on_port, on_trouble
         self._held = Held()
         self._lock = threading.Lock()  # no process is started once it is over
@@ -100,7 +104,11 @@ class MidiInputs:
         # A fresh interpreter: a fork would inherit threads and libraries of this one.
         self._context = multiprocessing.get_context("spawn")
         self._start()
-        problem = self._await_ready()
+        try:
+            problem = self._await_ready(stop or self._over)
+        except StoppedError:
+            self._kill()
+            raise
         if problem:
             self._kill()
             raise MidiError(problem)
@@ -113,13 +121,13 @@ class MidiInputs:
         return self._process.pid
 
     def _start(self) -> None:
-        self._process, self._pipe = start_process(self._context, listen, (self._wanted,), "restyle-midi")
+        self._process, self._pipe = start_process(self._context, listen, (self.wanted,), "restyle-midi")
         self._started_at = time.monotonic()
 
-    def _await_ready(self) -> str:
-        """Wait until the process listens; what went wrong, or nothing."""
+    def _await_ready(self, stop: threading.Event) -> str:
+        """Wait until the process listens; what went wrong, or nothing. Raises StoppedError."""
         try:
-            if not self._pipe.poll(START_TIMEOUT_S):
+            if not await_message(self._pipe, START_TIMEOUT_S, stop):
                 return f"the process of MIDI did not start within {START_TIMEOUT_S:g} s"
             kind, *content = self._pipe.recv()
         except (EOFError, OSError):
@@ -128,7 +136,7 @@ class MidiInputs:
         if kind == "error":
             return content[0]
         self.names, self.uses_jack, only = content
-        self._wanted = only or self._wanted
+        self.wanted = only or self.wanted
         return ""
 
     def _keep_hearing(self) -> None:
@@ -174,9 +182,12 @@ class MidiInputs:
                     return
                 self._pipe.close()
                 self._start()
-            problem = self._await_ready()
+            try:
+                problem = self._await_ready(self._over)
+            except StoppedError:
+                return
             if not problem:
-                again = "; what was connected to the virtual port must be again" if self._wanted == VIRTUAL else ""
+                again = "; what was connected to the virtual port must be again" if self.wanted == VIRTUAL else ""
                 self._tell_trouble(f"MIDI is heard again: {', '.join(self.names) or 'no port'}{again}")
                 return
             logger.debug("%s", problem)

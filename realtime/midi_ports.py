@@ -171,6 +171,7 @@ class InputPorts:
         self._deliver, self._tell_port = on_message, on_port
         self._heard_at = 0.0
         self._virtual: _Port | None = None
+        self._looks = True
         self._open: list[_Port] = []
         self._lookers: dict[int, Any] = {}
         self._apis = apis = _apis()
@@ -192,6 +193,7 @@ class InputPorts:
         elif wanted.casefold() == VIRTUAL:
             if not self._open_virtual():
                 raise MidiError(f"no virtual MIDI port can be opened; there are: {listing}")
+            self._looks = False
             self._fetcher.start()
             return
         else:
@@ -214,8 +216,11 @@ class InputPorts:
 
     @property
     def uses_jack(self) -> bool:
-        """Whether a port is one of a JACK server's."""
-        return any("jack" in port.api.name.casefold() for port in (self._virtual, *self._open) if port is not None)
+        """Whether what is heard, or looked for, is a JACK server's."""
+        if self._virtual is not None and "jack" in self._virtual.api.name.casefold():
+            return True
+        sought = [api for api in self._apis if self._looks and (self.only is None or self.only.api == api.number)]
+        return any("jack" in api.name.casefold() for api in sought)
 
     def _on_message(self, data: bytes) -> None:
         self._heard_at = time.monotonic()

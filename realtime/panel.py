@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import Any
+import os
+import sys
+import threading
+from queue import SimpleQueue
+from typing import Any, Self
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +21,72 @@ from realtime.live import Performance, Status
 from realtime.spectral import SpectralSpec
 
 BAR_WIDTH = 30
+STILL_S = 2.0
+"""How long a terminal may stand still at the end before what it has not taken is given up."""
+
+
+class Screen(logging.Handler):
+    """Context: draws, prints and logs on a thread of its own, since a terminal that stands still (Ctrl-S, a connection
+    that is cut) must hold up nobody. Where it still does at the end, the process ends there and then.
+
+    Whatever is logged meanwhile goes to standard error. Any thread.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        self._console = console
+        self._lines: SimpleQueue[tuple[str, bool] | None] = SimpleQueue()  # text, whether it is an error; None ends
+        self._panel: RenderableType | None = None
+        self._thread = threading.Thread(target=self._draw, name="screen", daemon=True)
+        self._others: list[logging.Handler] = []
+
+    def __enter__(self) -> Self:
+        root = logging.getLogger()
+        root.handlers, self._others = [self], root.handlers
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        logging.getLogger().handlers = self._others
+        self._lines.put(None)
+        self._thread.join(STILL_S)
+        if self._thread.is_alive():
+            os._exit(1 if kind else 0)  # at a usual end Python waits for what is being written
+
+    def show(self, panel: RenderableType | None) -> None:
+        """From now on this picture in place of the one before; nothing where it is None, before what is said next."""
+        if panel is None and self._panel is None:
+            return
+        self._panel = panel
+        self._lines.put(("", False))
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._lines.put((text, False))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.put((self.format(record), True))
+
+    def _draw(self) -> None:
+        live: Live | None = None
+        while (line := self._lines.get()) is not None:
+            text, is_error = line
+            panel = self._panel
+            if panel is None and live is not None:
+                live.stop()
+                live = None
+            if text:
+                # Above the picture, unless errors go elsewhere.
+                apart = is_error and not (self._console.is_terminal and sys.stderr.isatty())
+                where = Console(stderr=True) if apart else self._console
+                where.print(text, markup=False, highlight=False, soft_wrap=True)
+            elif panel is not None and self._lines.empty():
+                live = live or Live(console=self._console, auto_refresh=False, transient=True, redirect_stderr=False)
+                live.start()
+                live.update(panel, refresh=True)
+        if live is not None:
+            live.stop()
 
 
 def level_db(rms: float) -> float:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext, SpawnProcess
+
+STOP_INTERVAL_S = 0.1
 
 
 @contextlib.contextmanager
@@ -20,6 +24,21 @@ def interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class StoppedError(RuntimeError):
+    """Somebody asked for an end before what is waited for had come."""
+
+
+def await_message(pipe: Connection, seconds: float, stop: threading.Event) -> bool:
+    """Whether there is something to receive within that time. Raises StoppedError once ``stop`` is set."""
+    until = time.monotonic() + seconds
+    while not pipe.poll(max(0.0, min(STOP_INTERVAL_S, until - time.monotonic()))):
+        if stop.is_set():
+            raise StoppedError("stopped before it began")
+        if time.monotonic() >= until:
+            return False
+    return True
 
 
 def start_process(

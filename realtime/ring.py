@@ -7,6 +7,7 @@ announce; on x86-64 stores are seen in that order, and the interpreter's own cal
 
 from __future__ import annotations
 
+import os
 from multiprocessing import shared_memory
 from typing import Any, Self
 
@@ -21,6 +22,22 @@ def shared_view(memory: shared_memory.SharedMemory, kind: type[Any], count: int,
     """An array [count] of numpy type ``kind`` that lies in the shared memory."""
     assert memory.buf is not None
     return np.frombuffer(memory.buf, kind, count, offset=offset)
+
+
+def new_memory(size: int) -> shared_memory.SharedMemory:
+    """So many bytes of zeros, all of them there. Raises OSError where there is no room.
+
+    Without asking for them, pages are missed where they are first touched, which ends the process.
+    """
+    memory = shared_memory.SharedMemory(create=True, size=size)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(memory._fd, 0, size)  # pyright: ignore[reportAttributeAccessIssue]
+    except OSError:
+        memory.close()
+        memory.unlink()
+        raise
+    return memory
 
 
 class Shared:
@@ -67,7 +84,7 @@ class Ring(Shared):
         """A new ring for ``capacity`` frames of ``width`` numbers."""
         if capacity < 1 or width < 1:
             raise ValueError(f"capacity and width: must be at least 1, got {capacity} and {width}")
-        memory = shared_memory.SharedMemory(create=True, size=8 * _HEADER_WORDS + 4 * capacity * width)
+        memory = new_memory(8 * _HEADER_WORDS + 4 * capacity * width)
         words = shared_view(memory, np.int64, _HEADER_WORDS)
         words[:] = 0
         words[_CAPACITY], words[_WIDTH] = capacity, width
@@ -128,7 +145,7 @@ class Mailbox(Shared):
 
     @classmethod
     def create(cls, size: int) -> Self:
-        memory = shared_memory.SharedMemory(create=True, size=16 + 8 * size)
+        memory = new_memory(16 + 8 * size)
         words = shared_view(memory, np.int64, 2)
         words[:] = 0, size
         shared_view(memory, np.float64, size, offset=16)[:] = 0.0

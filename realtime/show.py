@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from realtime.ring import Ring
 logger = logging.getLogger(__name__)
 
 PICTURE_SECONDS = 120.0
+MIX_FRAMES, MOST_MIXES = 480, 12_000
 FINISH_TIMEOUT_S = 10.0
 INPUT_NAME, OUTPUT_NAME, JOURNAL_NAME = "input.wav", "output.wav", "show.jsonl"
 SHOW_FORMAT = 1
@@ -58,6 +60,12 @@ class ShowHeading:
 def holds_recording(folder: Path) -> bool:
     """Whether a recording into this folder would write over a file."""
     return any((folder / name).exists() for name in (INPUT_NAME, OUTPUT_NAME, JOURNAL_NAME))
+
+
+def free_folder(folder: Path) -> Path:
+    """This folder, or the first of name-2, name-3, ... that holds no recording yet."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(found for found in itertools.chain([folder], numbered) if not holds_recording(found))
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -102,15 +110,18 @@ def percentiles_ms(times: NDArray[Any]) -> dict[str, float]:
 
 @dataclass
 class History:
-    """The style mix over time, as (frames since the start, weights by style label)."""
+    """The style mix over time, for the picture, as (frames since the start, weights by style label); all hop times."""
 
     mixes: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     hop_ms: list[NDArray[np.float32]] = field(default_factory=list)
 
     def note(self, frames: int, mix: dict[str, float]) -> None:
-        """Remember a mix from here on; repeated mixes are kept once."""
-        if not self.mixes or self.mixes[-1][1] != mix:
-            self.mixes.append((frames, mix))
+        """Remember a mix from here on; repeated mixes once, of a flood one in MIX_FRAMES, and MOST_MIXES in all."""
+        if self.mixes and (self.mixes[-1][1] == mix or len(self.mixes) >= MOST_MIXES):
+            return
+        if self.mixes and frames - self.mixes[-1][0] < MIX_FRAMES:
+            frames, _ = self.mixes.pop()
+        self.mixes.append((frames, mix))
 
 
 class TakeFile:

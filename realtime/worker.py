@@ -10,6 +10,7 @@ import contextlib
 import gc
 import os
 import signal
+import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Manifest, read_bundle
 from realtime.privileges import be_urgent, lock_memory
-from realtime.processes import start_process
-from realtime.ring import Shared, shared_view
+from realtime.processes import await_message, start_process
+from realtime.ring import Shared, new_memory, shared_view
 
 if TYPE_CHECKING:
     from realtime.ensemble import Parts
@@ -69,7 +70,7 @@ class Exchange(Shared):
     @classmethod
     def create(cls, channels: int, step_samples: int, style_dim: int) -> Self:
         size = 8 * _WORDS + _TEXT_BYTES + 4 * channels * (2 * step_samples + style_dim)
-        memory = shared_memory.SharedMemory(create=True, size=size)
+        memory = new_memory(size)
         words = shared_view(memory, np.int64, _WORDS)
         words[:] = 0
         words[_CHANNELS], words[_SAMPLES], words[_STYLE_DIM] = channels, step_samples, style_dim
@@ -129,7 +130,13 @@ class RemoteStream:
         """Like ``Stream.step``. Raises LateError, or RuntimeError with what the graph raised."""
         if self._deferred:
             if self._open:
-                self._fetch()
+                try:
+                    self._fetch()
+                except LateError:
+                    raise
+                except RuntimeError:  # of the hop before; this one is none the worse
+                    self._ask()
+                    raise
             elif not self._lost:
                 self.audio_out[:] = 0.0
             self._ask()
@@ -272,12 +279,12 @@ class Workers:
         process, pipe = start_process(self._context, worker_process, arguments, f"restyle-graph-{slot}")
         self._workers[slot] = _Worker(process, pipe, time.monotonic())
 
-    def await_ready(self) -> str:
-        """Wait until the first worker can serve; what went wrong, or nothing."""
+    def await_ready(self, stop: threading.Event) -> str:
+        """Wait until the first worker can serve; what went wrong, or nothing. Raises StoppedError at ``stop``."""
         worker = self._workers[self.serving]
         assert worker is not None
         try:
-            if not worker.pipe.poll(START_TIMEOUT_S):
+            if not await_message(worker.pipe, START_TIMEOUT_S, stop):
                 return f"the model did not load within {START_TIMEOUT_S:g} s"
             kind, text = worker.pipe.recv()
         except (EOFError, OSError):

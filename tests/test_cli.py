@@ -18,6 +18,7 @@ import soundfile
 import realtime.bench
 from realtime.bench import MeasureError, measure_live_start_s
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
+from realtime.live import LiveSettings
 from tests.test_bundle import with_manifest
 
 
@@ -176,12 +177,32 @@ def test_a_recording_is_never_recorded_over(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "take" / name).read_bytes() == b"the best solo ever"
 
 
+def test_the_bundled_clip_is_recorded_beside_an_earlier_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = LiveSettings(DEFAULT_MODEL)
+    assert settings.without_device().record == Path("performance")
+    for name in ("performance", "performance-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "output.wav").write_bytes(b"the best solo ever")
+    assert settings.without_device().record == Path("performance-3")
+    assert LiveSettings(DEFAULT_MODEL, record=Path("take")).without_device().record == Path("take")
+
+
 def test_ctrl_c_ends_a_performance_cleanly(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "realtime.cli", "live", "--clip", str(DEMO_CLIP), "--loop", "--record", "take"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        ["nohup", *command],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline().startswith("performing: clip")
+    process.send_signal(signal.SIGHUP)  # which nohup has it ignore
     time.sleep(1.5)
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=15)
     assert process.returncode == 0, err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import re
 import resource
 import shutil
@@ -29,7 +30,18 @@ from realtime.jack_server import JackServer
 from realtime.limiter import limit
 from realtime.soak import flood
 from realtime.stream import Stream
-from realtime.worker import SHORTEST_LIFE_S, LateError, RemoteStream, Workers
+from realtime.worker import (
+    _ASKED,
+    _DONE,
+    _FAILED,
+    _PROBLEM,
+    SHORTEST_LIFE_S,
+    Exchange,
+    LateError,
+    Link,
+    RemoteStream,
+    Workers,
+)
 from tests.test_live_jack import (
     BUNDLE,
     GUITAR,
@@ -128,7 +140,7 @@ def test_a_hop_whose_worker_dies_is_late_however_soon_another_one_serves(parts: 
     workers = Workers(get_context("spawn"), DEFAULT_MODEL, parts, "cpu", bundle, channels=1)
     try:
         workers.start(0)
-        assert workers.await_ready() == ""
+        assert workers.await_ready(threading.Event()) == ""
         workers.start_spare()
         stream = RemoteStream(bundle.manifest, workers.link)
         stream.timeout_s = PATIENCE_S
@@ -157,6 +169,72 @@ def test_a_hop_whose_worker_dies_is_late_however_soon_another_one_serves(parts: 
         stream.close()
     finally:
         workers.close()
+
+
+def test_a_hop_that_the_graph_fails_in_costs_no_other_one_whose_answer_is_deferred() -> None:
+    exchange = Exchange.create(channels=1, step_samples=HOP, style_dim=BUNDLE.manifest.style_dim)
+    failing = 3
+
+    class Worker:
+        """Answers at once with what it hears, but for one hop."""
+
+        def release(self) -> None:
+            exchange.answer[:] = exchange.audio
+            exchange.words[_FAILED] = _PROBLEM if exchange.words[_ASKED] == failing else 0
+            exchange.words[_DONE] = exchange.words[_ASKED]
+
+    class Answered:
+        def acquire(self, *_: object) -> bool:
+            return False
+
+    stream = RemoteStream(BUNDLE.manifest, Link(exchange.name, (Worker(), Worker()), Answered()), deferred=True)
+    heard = []
+    for hop in range(1, 7):
+        stream.audio[:] = hop
+        try:
+            heard.append(float(stream.step()[0, 0]))
+        except RuntimeError:
+            heard.append(-1.0)
+    assert heard == [0.0, 1.0, 2.0, -1.0, 4.0, 5.0]
+    stream.close()
+    exchange.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are looked for in /proc")
+def test_a_terminal_that_stands_still_holds_up_neither_the_graph_nor_the_end(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "realtime.cli", "live", "--clip", str(DEMO_CLIP), "--loop", "--record", "take"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    shown = [0]
+
+    def read() -> None:
+        with contextlib.suppress(OSError):
+            while data := os.read(ours, 65_536):
+                shown[0] += len(data)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        wait_for(lambda: shown[0] > 3_000 and len(children(process.pid)) == 5, "the panel and the spare graph")
+        time.sleep(2 * SHORTEST_LIFE_S)
+        before = children(process.pid)
+        os.write(ours, b"\x13")  # Ctrl-S
+        time.sleep(0.5)
+        still = shown[0]
+        time.sleep(0.5)
+        assert shown[0] == still
+        os.kill(before[1], signal.SIGKILL)
+        wait_for(lambda: bool(set(children(process.pid)) - set(before)), "another graph")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+        assert noted(tmp_path / "take", "the graph's process died") and noted(tmp_path / "take", '"ended"')
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
 
 
 @pytest.mark.parametrize("times", [1, 5], ids=["once", "five times in a row"])
@@ -194,7 +272,7 @@ def test_an_audio_process_that_is_killed_comes_back_and_the_recording_goes_on(
     assert again["equal"] == again["compared"] == len(played) and again["outages"] == 1
 
 
-@pytest.mark.parametrize("how", ["killed", "frozen"])
+@pytest.mark.parametrize("how", ["killed", "frozen", "killed after the audio process"])
 def test_a_server_that_goes_away_is_waited_for_and_midi_is_heard_again(
     jack_server: JackServer, tmp_path: Path, how: str
 ) -> None:
@@ -204,8 +282,11 @@ def test_a_server_that_goes_away_is_waited_for_and_midi_is_heard_again(
         wait_for(lambda: (take / "output.wav").stat().st_size > 4 * RATE, "a second of sound")
         server = jack_server.process
         assert server is not None
-        os.kill(server.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
-        wait_for(lambda: noted(take, "went away" if how == "killed" else "no audio for 2 s"), "the loss")
+        if "after" in how:
+            os.kill(restyle.family[2], signal.SIGKILL)
+        os.kill(server.pid, signal.SIGSTOP if how == "frozen" else signal.SIGKILL)
+        loss = {"killed": "went away", "frozen": "no audio for 2 s"}.get(how, "the audio process died")
+        wait_for(lambda: noted(take, loss), "the loss")
         server.kill()  # a frozen one does not end by itself
         jack_server.start()
         wait_for(lambda: noted(take, "audio is back"), "audio")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
 from realtime.controls import Performer, select_mix
 from realtime.jack_server import JackServer
+from realtime.live import START_TIMEOUT_S
 from realtime.privileges import may_lock_memory
 from realtime.processor import FADE_HOPS, Processor
 from realtime.replay import read_show, replay
@@ -528,15 +529,24 @@ def test_one_channel_goes_to_two_outputs_and_more_go_side_by_side(jack_server: J
         np.testing.assert_array_equal(more[number - 1, delay:length], gain * sent[: length - delay])
 
 
-def test_ctrl_c_while_it_starts_ends_it_cleanly(jack_server: JackServer) -> None:
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "server that does not answer"])
+def test_ctrl_c_while_it_starts_ends_it_cleanly(jack_server: JackServer, frozen: bool) -> None:
     """As a terminal sends it: to every process of the group."""
-    del jack_server
-    with restyle_live("--midi", "virtual") as restyle:
-        wait_for(lambda: len(children(restyle.process.pid)) >= 3, "the audio process")
-        restyle.family = children(restyle.process.pid)
-        os.killpg(restyle.process.pid, signal.SIGINT)
-        out, err = restyle.end(interrupt=False)
-    assert "hop 128\n" in out and err == ""
+    server = jack_server.process
+    assert server is not None
+    if frozen:
+        os.kill(server.pid, signal.SIGSTOP)
+    try:
+        with restyle_live("--midi", "virtual", "--input", "system") as restyle:
+            wait_for(lambda: len(children(restyle.process.pid)) >= 3, "the audio process")
+            restyle.family = children(restyle.process.pid)
+            os.killpg(restyle.process.pid, signal.SIGINT)
+            began = time.monotonic()
+            _, err = restyle.end(code=1, interrupt=False)
+            assert time.monotonic() - began < START_TIMEOUT_S / 2
+        assert "cannot perform: stopped before it began" in err
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
 
 
 def test_the_audio_process_does_not_outlive_the_one_that_started_it(jack_server: JackServer) -> None:

@@ -303,3 +303,24 @@ def test_a_port_that_comes_later_and_one_that_comes_back_are_heard(
         first_messages(keys, received)
     finally:
         inputs.close()
+
+
+def test_inputs_that_follow_others_listen_to_the_same_port_also_while_it_is_away(
+    new_output: Callable[[str], Any], outputs: Callable[[str], Any]
+) -> None:
+    """An index or a part of a name would choose anew, and a port that is away would be none."""
+    received: list[bytes] = []
+    pads = new_output("pads")
+    pads.open_virtual_port("out")
+    before = MidiInputs("0", received.append)
+    before.close()
+    pads.close_port()
+    pads.delete()
+    outputs("zither")
+    inputs = MidiInputs(before.wanted, received.append)
+    try:
+        assert inputs.names == [] and inputs.uses_jack
+        first_messages(outputs("pads"), received)
+        assert inputs.names == ["pads:out (Jack)"]
+    finally:
+        inputs.close()

@@ -30,8 +30,12 @@ StartEngine = Callable[..., contextlib.AbstractContextManager[Engine]]
 
 
 @pytest.fixture
-def recording(tmp_path: Path) -> Iterator[tuple[Recorder, StartEngine]]:
-    """A recorder into ``take``, and what starts an audio process's engine that goes on where the sound ended."""
+def recording(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Recorder, StartEngine]]:
+    """A recorder into ``take``, and what starts an audio process's engine that goes on where the sound ended.
+
+    At the model's rate, or at the one that is the fixture's parameter.
+    """
+    rate = getattr(request, "param", RATE)
     width = event_width(BUNDLE.manifest.style_dim)
     with (
         Mailbox.create(4 + BUNDLE.manifest.style_dim) as controls,
@@ -58,7 +62,7 @@ def recording(tmp_path: Path) -> Iterator[tuple[Recorder, StartEngine]]:
             engine.close()
 
         digest = hashlib.sha256(BUNDLE.graph).hexdigest()
-        heading = ShowHeading(SHOW_FORMAT, "bank", str(DEFAULT_MODEL), digest, RATE, 1, 0, "2026-01-01T00:00:00+0000")
+        heading = ShowHeading(SHOW_FORMAT, "bank", str(DEFAULT_MODEL), digest, rate, 1, 0, "2026-01-01T00:00:00+0000")
         recorder = Recorder(sound, journal, tmp_path / "take", heading)
         yield recorder, start
         if not recorder.over:
@@ -89,6 +93,22 @@ def test_an_audio_process_that_found_no_device_or_one_of_another_rate_leaves_no_
     heard, rate = soundfile.read(recorder.folder / "input.wav", dtype="float32")
     assert rate == RATE
     np.testing.assert_array_equal(heard, GUITAR[:40_000])
+    again = replay(show, BUNDLE)
+    assert again.equal == again.compared == 40_000 and again.outages == 1
+
+
+@pytest.mark.parametrize("recording", [44_100], indirect=True)
+def test_at_a_rate_that_is_not_the_models_a_show_replays_across_an_outage(
+    recording: tuple[Recorder, StartEngine],
+) -> None:
+    recorder, start = recording
+    for at, recorded_rate in ((0, None), (20_000, 44_100)):
+        with start(recorded_rate) as engine:
+            engine.use_rate(44_100)
+            play(engine, GUITAR[at : at + 20_000])
+    recorder.finish()
+    show = read_show(recorder.folder)
+    assert [life.start_frame for life in show.lives] == [0, 20_000]
     again = replay(show, BUNDLE)
     assert again.equal == again.compared == 40_000 and again.outages == 1
 

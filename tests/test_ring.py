@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,3 +144,12 @@ def test_the_owner_removes_the_memory() -> None:
     owner.close()
     with pytest.raises(FileNotFoundError):
         Ring.attach(name)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory lies elsewhere")
+def test_where_there_is_no_room_for_a_ring_it_is_refused_and_nothing_is_left() -> None:
+    """And not ended by a signal when it is first written to."""
+    before = set(Path("/dev/shm").iterdir())
+    with pytest.raises(OSError, match="No space left"):
+        Ring.create(shutil.disk_usage("/dev/shm").total // 2, 1)
+    assert not {path for path in Path("/dev/shm").iterdir() if path.name.startswith("psm_")} - before

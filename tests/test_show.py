@@ -21,6 +21,8 @@ from realtime.audio import AudioFileError
 from realtime.controls import Controls
 from realtime.ring import Ring
 from realtime.show import (
+    MIX_FRAMES,
+    MOST_MIXES,
     SHOW_FORMAT,
     History,
     Recorder,
@@ -225,6 +227,16 @@ def test_the_picture_is_a_png_whatever_there_is_to_show(tmp_path: Path) -> None:
 
 def test_notes_of_a_history_start_where_the_mix_changed() -> None:
     history = History()
-    for frames, mix in ((0, {"A": 1.0}), (10, {"A": 1.0}), (20, {"B": 1.0}), (30, {"A": 1.0})):
+    for frames, mix in ((0, {"A": 1.0}), (1_000, {"A": 1.0}), (2_000, {"B": 1.0}), (3_000, {"A": 1.0})):
         history.note(frames, mix)
-    assert history.mixes == [(0, {"A": 1.0}), (20, {"B": 1.0}), (30, {"A": 1.0})]
+    assert history.mixes == [(0, {"A": 1.0}), (2_000, {"B": 1.0}), (3_000, {"A": 1.0})]
+
+
+def test_a_flood_of_mixes_fills_no_memory() -> None:
+    history = History()
+    for frames in range(10_000):
+        history.note(frames, {"A": frames / 10_000})
+    assert len(history.mixes) <= 10_000 // MIX_FRAMES + 1 and history.mixes[-1][1] == {"A": 0.9999}
+    for number in range(2 * MOST_MIXES):
+        history.note(10_000 + number * MIX_FRAMES, {"A": float(number)})
+    assert len(history.mixes) == MOST_MIXES
