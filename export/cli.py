@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+SILENT = ("compose", "recognise")  # objectives that perform no styles
+
 
 def export(
     checkpoint: Annotated[
@@ -44,9 +46,12 @@ def export(
         from export.verify import Verification, VerifyError
         from export.writer import Emphasis, EmphasisError, export_checkpoint
         from realtime.bundle import BundleError, named_model
+        from realtime.files import check_writable
         from training.beginning import load_model_for_export
         from training.checkpoint import (
             CheckpointError,
+            TrainedComposer,
+            TrainedRecogniser,
             load_composer,
             load_for_export,
             load_recogniser,
@@ -64,31 +69,30 @@ def export(
         raise _refusal(console, f"--emphasis: {error}", code=2) from None
     try:
         with console.status("tracing, measuring and verifying"):
+            check_writable(model)
             given = load_recipe(recipe) if recipe is not None else None
-            of_model = named_model(checkpoint).suffix == ".onnx"
-            if of_model and given is None:
-                raise _refusal(console, f"{checkpoint}: is a model file; say by which --recipe it was trained", code=2)
-            if of_model and mean_with:
-                raise _refusal(console, f"--mean-with: {checkpoint} is a model file and no checkpoint", code=2)
-            objective = given.objective if of_model and given else objective_of(checkpoint)
-            if given and objective in ("compose", "recognise"):
-                raise _refusal(console, f"--recipe: {checkpoint} has no styles to perform; leave it out", code=2)
-            if overdo != Emphasis() and objective in ("compose", "recognise"):
-                raise _refusal(console, f"--emphasis: {checkpoint} has no styles to overdo; leave it out", code=2)
-            if mean_with and objective in ("compose", "recognise"):
-                raise _refusal(console, f"--mean-with: {checkpoint} makes no sound; leave it out", code=2)
-            if objective == "compose":
-                result = export_composer(load_composer(checkpoint), model, description)
+            if named_model(checkpoint).suffix == ".onnx":
+                if given is None:
+                    raise _refusal(console, f"{checkpoint}: is a model file; say by which --recipe it was trained", 2)
+                if given.objective in SILENT:
+                    raise _refusal(console, f"--recipe: {recipe} has no styles to perform; take another one", 2)
+                if mean_with:
+                    raise _refusal(console, f"--mean-with: {checkpoint} is a model file and no checkpoint", 2)
+                trained = load_model_for_export(checkpoint, given)
+            else:
+                objective = objective_of(checkpoint)
+                for option, used in (("recipe", given), ("emphasis", overdo != Emphasis()), ("mean-with", mean_with)):
+                    if used and objective in SILENT:
+                        raise _refusal(console, f"--{option}: {checkpoint} performs no styles; leave it out", 2)
+                load = {"compose": load_composer, "recognise": load_recogniser}.get(objective)
+                trained = load(checkpoint) if load else load_for_export(checkpoint, *(mean_with or ()), recipe=given)
+            if isinstance(trained, TrainedComposer):
+                result = export_composer(trained, model, description)
                 extent = f"in the logits of {result.events} events"
-            elif objective == "recognise":
-                result = export_recogniser(load_recogniser(checkpoint), model, description)
+            elif isinstance(trained, TrainedRecogniser):
+                result = export_recogniser(trained, model, description)
                 extent = f"over {result.hops} hops"
             else:
-                trained = (
-                    load_model_for_export(checkpoint, given)
-                    if of_model and given
-                    else load_for_export(checkpoint, *(mean_with or ()), recipe=given)
-                )
                 result = export_checkpoint(trained, model, description, overdo)
                 extent = f"of full scale over {result.hops} hops"
     except EmphasisError as error:

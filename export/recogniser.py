@@ -101,6 +101,6 @@ def verify_recogniser(
             found = np.concatenate([probabilities, embedding], axis=1)
             difference = max(difference, float((np.abs(found - expected[i]) / size).max()))
             if not np.isfinite(difference):
-                raise VerifyError(f"{path.name}: output is not finite at hop {i * hops_per_step}")
+                raise VerifyError(f"output is not finite at hop {i * hops_per_step}; no file was written")
         worst[hops_per_step] = difference
     return accepted(bundle, hops, worst)

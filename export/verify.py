@@ -90,7 +90,7 @@ def verify(model: nn.Module, path: Path, audio: NDArray[np.float32], hops: int =
             stream.style[:] = styles[i]
             difference = max(difference, float(np.abs(stream.step() - expected[:, at]).max()))
             if not np.isfinite(difference):
-                raise VerifyError(f"{path.name}: output is not finite at hop {i * hops_per_step}")
+                raise VerifyError(f"output is not finite at hop {i * hops_per_step}; no file was written")
         worst[hops_per_step] = difference
     return accepted(bundle, hops, worst, "of full scale ")
 

@@ -164,6 +164,9 @@ def test_a_trait_is_given_to_a_style_that_was_trained_without_it(first: First) -
     [
         ("first.onnx", [], "first.onnx: is a model file; say by which --recipe it was trained"),
         ("first.onnx", ["--recipe", "one.toml"], "was trained by another recipe (style.id: sax, vibraphone)"),
+        ("first.onnx", ["--recipe", "hop.toml"], "was trained by another recipe (spectral: "),
+        ("first.onnx", ["--recipe", "drive.toml"], "was trained by another recipe (model.drive: 8.0 -> 2.0)"),
+        ("first/last.ckpt", ["--recipe", "drive.toml"], "was trained by another recipe (model.drive: 8.0 -> 2.0)"),
         ("first/last.ckpt", ["--recipe", "one.toml"], "was trained by another recipe (style.id:"),
         ("first/last.ckpt", ["--recipe", "none.toml"], "none.toml"),
         (
@@ -175,6 +178,12 @@ def test_a_trait_is_given_to_a_style_that_was_trained_without_it(first: First) -
     ],
 )
 def test_what_cannot_be_exported_again_is_said(first: First, source: str, arguments: list[str], complaint: str) -> None:
+    both = (first.place / "both.toml").read_text()
+    for name, added in {
+        "hop": "[spectral]\nhop_samples = 256\nsynthesis_window_samples = 256\n[model]\n",
+        "drive": "[model]\ndrive = 2.0\n",
+    }.items():
+        (first.place / f"{name}.toml").write_text(both.replace("[model]\n", added))
     places = [first.place / part if "." in part else part for part in arguments]
     result = command("export", first.place / source, first.place / "no.onnx", *places)
     assert result.exit_code in (1, 2) and complaint in " ".join(result.output.split())

@@ -15,6 +15,7 @@ from hypothesis import strategies as st  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from tests.conftest import SAX_STYLE, tiny_recipe  # noqa: E402
+from training.beginning import Beginning  # noqa: E402
 from training.objectives.cycle import CycleObjective, FakePool  # noqa: E402
 from training.objectives.judges import Fakes  # noqa: E402
 from training.objectives.restore import Batch  # noqa: E402
@@ -82,6 +83,11 @@ def test_noise_is_the_end_of_a_vector_and_not_in_the_table(tmp_path: Path) -> No
     assert 0.85 < float(vectors[~plain][:, -2:].std()) < 1.15
     module.vectors(style, random).square().sum().backward()
     assert not module.styles.weight.grad[:, -2:].any()  # pyright: ignore[reportOptionalSubscript]
+    with torch.no_grad():
+        learned = {name: torch.ones_like(value) for name, value in module.state_dict().items()}
+    card = {"styles": [{"id": entry.id} for entry in recipe.style], "recordings": {}}
+    module.begin_with(Beginning(tmp_path / "other.ckpt", learned, card))
+    assert not module.styles.weight[:, -2:].any() and bool((module.styles.weight[:, :-2] == 1.0).all())
 
 
 def test_a_step_goes_there_and_back_and_teaches_generator_and_critic(tmp_path: Path) -> None:

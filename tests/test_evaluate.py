@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 pytest.importorskip("torch")
 
 from export.writer import NamedStyle, write_model
-from realtime.bundle import DEMO_CLIP, FIRST_MODEL, Bundle, Card, Source, read_bundle
+from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, FIRST_MODEL, Bundle, Card, Source, read_bundle
 from realtime.cli import app
 from realtime.loudness import SILENT_LUFS, loudness_lufs
 from realtime.spectral import SpectralSpec
@@ -26,6 +26,7 @@ from training import measures
 from training.evaluate import (
     EvaluationError,
     EvaluationOptions,
+    by_name,
     evaluate,
     find_overlap,
     read_references,
@@ -366,6 +367,12 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
 
 
+def test_inputs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.wav", "a.flac", "b/a.wav", "c.d.wav")]
+    assert list(by_name(paths, tmp_path)) == ["a.wav", "a.flac", "b/a", "c.d"]
+    assert list(by_name(paths[:1], paths[0])) == ["a"]
+
+
 def test_what_cannot_be_evaluated_is_named(references: Path, cache: Path, tmp_path: Path) -> None:
     empty, model = tmp_path / "empty", str(FIRST_MODEL)
     empty.mkdir()
@@ -377,6 +384,10 @@ def test_what_cannot_be_evaluated_is_named(references: Path, cache: Path, tmp_pa
         ([model, "--inputs", DEMO_CLIP, "--references", empty], "empty: has no folders with recordings"),
         ([model, "--inputs", DEMO_CLIP, "--references", references], "no folder for trumpet, alto_sax"),
         ([model, "--inputs", DEMO_CLIP, "--references", references, "--styles", "violni"], "did you mean violin"),
+        (
+            [DEFAULT_MODEL, "--inputs", DEMO_CLIP, "--references", references, "--styles", "harp", "--baseline", model],
+            "first.onnx: plays none of harp; choose another baseline",
+        ),
         ([model, "--inputs", DEMO_CLIP, "--references", references, "--json", tmp_path / "no" / "f"], "is no folder"),
     ):
         result = run(*arguments, *common)

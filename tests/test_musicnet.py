@@ -382,6 +382,16 @@ def test_a_damaged_piece_is_named_and_the_rest_is_made(folder: Path, tmp_path: P
     assert not (tmp_path / "two").exists()
 
 
+def test_a_full_disk_is_no_fault_of_a_recording(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise soundfile.LibsndfileError(2, f"Error opening {path}")
+
+    monkeypatch.setattr(soundfile, "write", full)
+    with pytest.raises(OSError, match="cannot be written"):
+        write_styles(read_musicnet(folder), "instrument", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_in_use_is_left_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "styles").mkdir()
     write_styles(read_musicnet(folder), "composer", tmp_path / "styles")  # an empty one will do

@@ -347,12 +347,16 @@ def test_interrupted_and_resumed_is_as_good_as_uninterrupted(place: Path) -> Non
 def test_a_finished_run_stays_finished_and_a_longer_recipe_goes_on(place: Path) -> None:
     run(place, edited(place, ("steps = 6", "steps = 2")))
     before = (place / "run" / "last.ckpt").read_bytes()
-    assert run(place, edited(place)).steps == 2
-    assert (place / "run" / "last.ckpt").read_bytes() == before
-    result = run(place, edited(place, ("steps = 2", "steps = 5"), ("[optimiser]", "[optimiser]\nlearning_rate = 0.5")))
+    again, card = run(place, edited(place)), read_checkpoint(place / "run" / "last.ckpt")["restyle"]
+    assert again.steps == 2 and (again.metrics, again.wall_seconds) == (card["metrics"], card["wall_seconds"])
+    assert again.metrics and (place / "run" / "last.ckpt").read_bytes() == before
+    optimiser = "[optimiser]\nlearning_rate = 0.5\nweight_decay = 0.125\nbetas = [0.5, 0.75]"
+    result = run(place, edited(place, ("steps = 2", "steps = 5"), ("[optimiser]", optimiser)))
     assert result.steps == 5
-    schedule = read_checkpoint(result.last_checkpoint)["lr_schedulers"][0]
-    assert schedule["base_lrs"] == [0.5]  # a new rate is not overruled by the stored one
+    stored = read_checkpoint(result.last_checkpoint)
+    assert stored["lr_schedulers"][0]["base_lrs"] == [0.5]  # what is new is not overruled by what is stored
+    group = stored["optimizer_states"][0]["param_groups"][0]
+    assert group["weight_decay"] == 0.125 and tuple(group["betas"]) == (0.5, 0.75)
 
 
 def test_judges_and_encoder_join_a_run_and_leave_it(place: Path) -> None:
@@ -669,7 +673,8 @@ def test_foreign_damaged_and_missing_checkpoints_are_named(place: Path) -> None:
     with pytest.raises(CheckpointError, match="format: is 99, this version reads 2"):
         load_for_export(foreign)
     checkpoint["restyle"]["format"] = 2
-    checkpoint["state_dict"].pop("average_styles.weight")
+    for name in ("styles.weight", "average_styles.weight"):
+        checkpoint["state_dict"].pop(name)
     torch.save(checkpoint, foreign)
     with pytest.raises(CheckpointError, match="does not fit this version's model"):
         load_for_export(foreign)
@@ -806,6 +811,9 @@ def test_the_command_says_what_is_wrong(place: Path) -> None:
     assert missing.exit_code == 1
     assert "cannot be read" in missing.output
     assert runner.invoke(app, ["train"]).exit_code == 2
+    typo = command(place, "--from", "nobody.ckpt")
+    assert typo.exit_code == 1 and "nobody.ckpt: there is no such checkpoint" in on_one_line(typo)
+    assert not (place / "cache").exists()  # before any recording is read
     assert runner.invoke(app, ["train", str(place / "tiny.toml"), "--num-nodes", "0"]).exit_code == 2
     shutil.rmtree(place / "sax")
     common = ["train", str(place / "tiny.toml"), "--out", str(place / "run"), "--cache", str(place / "cache")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import itertools
 import json
@@ -16,18 +17,21 @@ from torch import Tensor
 
 from realtime.bundle import BundleError, named_model, read_bundle
 from training.checkpoint import (
-    CHECKPOINT_KEY,
+    NOT_LEARNED,
     CheckpointError,
     TrainedModel,
     assembled,
+    card_and_weights,
     lineage,
-    read_checkpoint,
 )
+from training.models.generator import GeneratorConfig
 from training.recipe import Recipe
 
 EMPHASIS_METRIC = "style_emphasis"  # how what a model card says of emphasis begins
 CARD = "card"
 """The array of a model file's weights that is JSON and no weight."""
+MODEL = "model"
+"""In that, the [model] of the recipe that it was trained by."""
 KEPT_OF_A_RECORDING = ("sha256", "audio_sha256", "seconds")
 """A file that is given away says what was heard and not what it was called."""
 
@@ -49,11 +53,8 @@ def load_beginning(path: Path) -> Beginning:
     model = named_model(path)
     if model.suffix == ".onnx":
         return _of_model(model)
-    checkpoint = read_checkpoint(path)
-    card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
-    averages = {name.removeprefix("average_"): value for name, value in state.items() if name.startswith("average_")}
-    weights = {name: value for name, value in state.items() if not name.startswith("average_")}
-    return Beginning(path, weights | averages, card)
+    card, weights = card_and_weights(path)
+    return Beginning(path, weights, card)
 
 
 def load_model_for_export(path: Path, recipe: Recipe) -> TrainedModel:
@@ -67,7 +68,16 @@ def load_model_for_export(path: Path, recipe: Recipe) -> TrainedModel:
     known, wanted = ([style["id"] for style in beginning.card["styles"]], [style.id for style in recipe.style])
     if known != wanted:
         raise CheckpointError(f"{path}: was trained by another recipe (style.id: {', '.join(known)}); take that one")
-    metrics = read_bundle(beginning.path).manifest.card.metrics
+    manifest = read_bundle(beginning.path).manifest
+    if manifest.spectral != recipe.spectral:
+        raise CheckpointError(f"{path}: was trained by another recipe (spectral: {manifest.spectral}); take that one")
+    then, now = beginning.card.get(MODEL, {}), _plain(recipe.model)
+    changed = [
+        f"model.{name}: {then[name]} -> {value}" for name, value in now.items() if then.get(name, value) != value
+    ]
+    if changed := [what for what in changed if not what.startswith(NOT_LEARNED)]:
+        raise CheckpointError(f"{path}: was trained by another recipe ({'; '.join(changed)}); take that one")
+    metrics = manifest.card.metrics
     own = {name: value for name, value in metrics.items() if not name.startswith(EMPHASIS_METRIC)}
     return assembled(path, beginning.weights, recipe, beginning.card | {"metrics": own})
 
@@ -113,9 +123,15 @@ def pack_beginning(trained: TrainedModel) -> str:
     cards = [_without_names(card) for card in lineage(trained.card)]
     for card, before in itertools.pairwise(cards):
         card["began_with"] = before
+    cards[0][MODEL] = _plain(trained.recipe.model)
     packed = io.BytesIO()
     np.savez_compressed(packed, allow_pickle=False, **{CARD: np.array(json.dumps(cards[0]))}, **arrays)
     return base64.b64encode(packed.getvalue()).decode()
+
+
+def _plain(config: GeneratorConfig) -> dict[str, Any]:
+    """As JSON has it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _without_names(card: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,11 @@ from training.recipe import Recipe, RecipeError, recipe_from_dict
 
 CHECKPOINT_KEY = "restyle"
 CHECKPOINT_FORMAT = 2
-NOT_LEARNED = ("model.attack_", "model.release_")  # fields of a recipe that no weight depends on
+SECTIONS = {"compose": ("composer", "tunes"), "recognise": ("spectral", "recogniser")}
+"""Of a recipe, by its objective, that a run may not change; of all other objectives: spectral, model."""
+AVERAGE = "average_"  # before the name of a weight: its average
+# Fields of a recipe that a run may not change and no weight depends on.
+NOT_LEARNED = ("model.attack_", "model.release_", "data.split_seed", "trainer.average_decay")
 
 
 class CheckpointError(RuntimeError):
@@ -140,16 +144,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def card_and_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The history of a checkpoint's run, and what it learned, by names in a run; averages where it averaged.
+
+    Raises CheckpointError.
+    """
+    checkpoint = read_checkpoint(path)
+    state = checkpoint["state_dict"]
+    averages = {name.removeprefix(AVERAGE): value for name, value in state.items() if name.startswith(AVERAGE)}
+    plain = {name: value for name, value in state.items() if not name.startswith(AVERAGE)}
+    return checkpoint[CHECKPOINT_KEY], plain | averages
+
+
 def changed_fields(then: Recipe, now: Recipe) -> list[str]:
     """Fields that a resumed run may not change, as 'field: old -> new'."""
     changed = [] if then.objective == now.objective else [f"objective: {then.objective} -> {now.objective}"]
-    for section in ("composer", "tunes") if now.composes else ("spectral", "model", "recogniser"):
+    for section in SECTIONS.get(now.objective, ("spectral", "model")):
         old, new = getattr(then, section), getattr(now, section)
         changed += [
             f"{section}.{item.name}: {getattr(old, item.name)} -> {getattr(new, item.name)}"
             for item in dataclasses.fields(old)
             if getattr(old, item.name) != getattr(new, item.name)
         ]
+    if then.noise_dims != now.noise_dims:
+        changed.append(f"cycle.noise_dims: {then.noise_dims} -> {now.noise_dims}")
     old_ids, new_ids = [item.id for item in then.style], [item.id for item in now.style]
     if old_ids != new_ids:
         changed.append(f"style.id: {', '.join(old_ids)} -> {', '.join(new_ids)}")
@@ -222,24 +240,15 @@ def load_for_export(path: Path, *others: Path, recipe: Recipe | None = None) -> 
     leads to wider optima and better generalization", 2018), all else is that of ``path``. ``recipe``: in place of the
     checkpoint's own, with the same weights: names, licences and what is not learned may be others.
     """
-    checkpoint = read_checkpoint(path)
-    card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
-    prefix = "average_" if any(name.startswith("average_generator.") for name in state) else ""
+    card, weights = card_and_weights(path)
     try:
         then = recipe_from_dict(card["recipe"], f"{path}: recipe")
-        state = state | _mean_weights(path, state, others, then, prefix)
-        if recipe is not None:
-            changed = [what for what in changed_fields(then, recipe) if not what.startswith(NOT_LEARNED)]
-            if changed:
-                raise CheckpointError(f"{path}: was trained by another recipe ({'; '.join(changed)}); undo that")
-        weights = {
-            name.removeprefix(prefix): value for name, value in state.items() if name.startswith((prefix, "critic."))
-        }
-    except CheckpointError:  # of another checkpoint, which it names
-        raise
     except (RecipeError, KeyError) as error:
         raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
-    return assembled(path, weights, recipe or then, card)
+    changed = changed_fields(then, recipe) if recipe is not None else []
+    if changed := [what for what in changed if not what.startswith(NOT_LEARNED)]:
+        raise CheckpointError(f"{path}: was trained by another recipe ({'; '.join(changed)}); undo that")
+    return assembled(path, weights | _mean_weights(path, weights, others, then), recipe or then, card)
 
 
 def assembled(path: Path, weights: Mapping[str, Tensor], recipe: Recipe, card: dict[str, Any]) -> TrainedModel:
@@ -271,14 +280,12 @@ def assembled(path: Path, weights: Mapping[str, Tensor], recipe: Recipe, card: d
 
 def load_composer(path: Path) -> TrainedComposer:
     """The trained composer with everything that travels with it. Raises CheckpointError."""
-    checkpoint = read_checkpoint(path)
-    card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
-    prefix = "average_" if any(name.startswith("average_composer.") for name in state) else ""
+    card, weights = card_and_weights(path)
     try:
         recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")
         vocabulary = dacite.from_dict(Vocabulary, card["vocabulary"], dacite.Config(strict=True, cast=[tuple]))
         composer = Composer(recipe.composer, len(vocabulary.tokens))
-        composer.load_state_dict(_part(state, f"{prefix}composer."))
+        composer.load_state_dict(_part(weights, "composer."))
     except (RecipeError, KeyError, RuntimeError, ValueError, dacite.DaciteError) as error:
         raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
     return TrainedComposer(composer.eval().requires_grad_(False), vocabulary, recipe, card)
@@ -286,41 +293,38 @@ def load_composer(path: Path) -> TrainedComposer:
 
 def load_recogniser(path: Path) -> TrainedRecogniser:
     """The trained recogniser with everything that travels with it. Raises CheckpointError."""
-    checkpoint = read_checkpoint(path)
-    card, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
-    prefix = "average_" if any(name.startswith("average_") for name in state) else ""
+    card, weights = card_and_weights(path)
     try:
         recipe = recipe_from_dict(card["recipe"], f"{path}: recipe")
         recogniser = StreamingRecogniser(recipe.spectral, recipe.recogniser, len(recipe.style))
-        recogniser.load_state_dict(_part(state, f"{prefix}recogniser."))
+        recogniser.load_state_dict(_part(weights, "recogniser."))
     except (RecipeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not fit this version's model ({error}); train again") from error
     return TrainedRecogniser(recogniser.eval().requires_grad_(False), recipe, card)
 
 
 def _mean_weights(
-    path: Path, state: dict[str, Tensor], others: Sequence[Path], recipe: Recipe, prefix: str
+    path: Path, weights: Mapping[str, Tensor], others: Sequence[Path], recipe: Recipe
 ) -> dict[str, Tensor]:
-    """The mean of what ``path``, with ``state``, and the others say of the weights that are exported.
+    """The mean of what ``path``, with these ``weights``, and the others say of those that are exported.
 
     Raises CheckpointError that names the other which does not fit.
     """
-    states = [state]
+    every = [weights]
     for other in others:
-        checkpoint = read_checkpoint(other)
+        card, found = card_and_weights(other)
         try:
-            changed = changed_fields(recipe, recipe_from_dict(checkpoint[CHECKPOINT_KEY]["recipe"], "its recipe"))
+            changed = changed_fields(recipe, recipe_from_dict(card["recipe"], "its recipe"))
         except (RecipeError, KeyError) as error:
             raise CheckpointError(f"{other}: does not fit this version's model ({error}); leave it out") from error
         if changed:
             raise CheckpointError(f"{other}: is of another run than {path} ({'; '.join(changed)}); leave it out")
-        states.append(checkpoint["state_dict"])
-    parts = tuple(f"{prefix}{part}." for part in ("generator", "encoder", "styles"))
-    names = [{name for name in state if name.startswith(parts)} for state in states]
+        every.append(found)
+    names = [{name for name in known if name.startswith(("generator.", "encoder.", "styles."))} for known in every]
     for other, known in zip(others, names[1:], strict=True):
         if known != names[0]:
             raise CheckpointError(f"{other}: has other parts than {path} (an encoder, say); leave it out")
-    return {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in names[0]}
+    return {name: torch.stack([known[name] for known in every]).mean(dim=0) for name in names[0]}
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

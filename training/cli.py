@@ -160,6 +160,7 @@ def train(
     try:
         from lightning.pytorch.utilities import rank_zero_only
 
+        from training.beginning import load_beginning
         from training.checkpoint import CheckpointError
         from training.library import LibraryError, load_library
         from training.objectives.objective import TrainingError
@@ -191,6 +192,8 @@ def train(
         )
         checkpoint, done = resume_point(plan, options)
         read_judges(plan)  # what is missing is said before the recordings are read
+        if begin_with and not checkpoint:
+            load_beginning(begin_with)
         phrases = teachers = None
         with console.status("reading recordings") as status:
             if plan.composes:

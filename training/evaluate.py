@@ -141,6 +141,17 @@ def find_inputs(folder: Path) -> list[Path]:
     return found
 
 
+def by_name(paths: Sequence[Path], inputs: Path) -> dict[str, Path]:
+    """Files by their place below ``inputs``, without their suffix where no other one has the same name."""
+    folder = inputs if inputs.is_dir() else inputs.parent
+    places = [path.relative_to(folder) for path in paths]
+    short = [place.with_suffix("").as_posix() for place in places]
+    return {
+        name if short.count(name) == 1 else place.as_posix(): path
+        for name, place, path in zip(short, places, paths, strict=True)
+    }
+
+
 def find_overlap(
     inputs: Sequence[Path],
     models: Sequence[Bundle],
@@ -183,11 +194,11 @@ def evaluate(
     began = time.perf_counter()
     bundle = read_bundle(model)
     check_kind(bundle, "transfer", "does not turn audio into audio, which is what is measured here")
-    other = None if options.alone else _baseline(bundle, options.baseline)
     rate, hop = bundle.manifest.spectral.sample_rate, bundle.manifest.spectral.hop_samples
     styles = tuple(dict.fromkeys(bundle.manifest.style(name).id for name in options.styles)) or tuple(
         style.id for style in bundle.manifest.styles
     )
+    other = None if options.alone else _baseline(bundle, options.baseline, styles)
     paths = find_inputs(inputs)
     tunes = find_tunes(options.tunes, "--tunes") if options.tunes else []
     recordings, notes = read_references(
@@ -209,10 +220,10 @@ def evaluate(
         classes, options.recogniser, options.cache, lambda done, of: tell("training the recogniser", done, of)
     )
     items = []
-    for number, path in enumerate(paths):
+    for number, (name, path) in enumerate(by_name(paths, inputs).items()):
         tell("reading inputs", number, len(paths))
         try:
-            items.append(read_input(path, rate, options.seconds))
+            items.append(read_input(path, name, rate, options.seconds))
         except ValueError as error:
             notes.append(f"{path}: {error}")
     if not items:
@@ -296,20 +307,21 @@ def evaluate(
     return Evaluation(figures, example)
 
 
-def _baseline(bundle: Bundle, path: Path | None) -> Bundle | None:
-    """The model to compare with: the one asked for, else the first one that was shipped, if it is another."""
+def _baseline(bundle: Bundle, path: Path | None, styles: Sequence[str]) -> Bundle | None:
+    """The model to compare with: the one asked for, else the first one that was shipped, if the two can be compared."""
+    other, rate = read_bundle(path or FIRST_MODEL), bundle.manifest.spectral.sample_rate
+    comparable = other.manifest.spectral.sample_rate == rate and _plays_any(other, styles)
     if path is None:
-        other = read_bundle(FIRST_MODEL)
-        if other.graph == bundle.graph or other.manifest.spectral.sample_rate != bundle.manifest.spectral.sample_rate:
-            return None
-        return other
-    other = read_bundle(path)
-    if other.manifest.spectral.sample_rate != bundle.manifest.spectral.sample_rate:
-        raise EvaluationError(
-            f"{path}: runs at {other.manifest.spectral.sample_rate} Hz, {bundle.path} at "
-            f"{bundle.manifest.spectral.sample_rate} Hz; choose a baseline of the same rate"
-        )
+        return other if comparable and other.graph != bundle.graph else None
+    if not comparable:
+        its = other.manifest.spectral.sample_rate
+        what = f"runs at {its} Hz, {bundle.path} at {rate} Hz" if its != rate else f"plays none of {', '.join(styles)}"
+        raise EvaluationError(f"{path}: {what}; choose another baseline")
     return other
+
+
+def _plays_any(bundle: Bundle, styles: Sequence[str]) -> bool:
+    return any(style.id in styles for style in bundle.manifest.styles)
 
 
 def _check_styles(
@@ -348,10 +360,6 @@ def _measure_all(
     engines = {MODEL: Engine(bundle, options.provider)}
     if other is not None:
         engines[other.path.stem if other.path.stem != MODEL else "baseline"] = Engine(other, options.provider)
-    spectra = {
-        style: np.mean([measures.mean_spectrum(np.asarray(r.audio()), rate) for r in recordings[style]], axis=0)
-        for style in styles
-    }
     played = {
         name: [style for style in styles if any(style == known.id for known in engine.bundle.manifest.styles)]
         for name, engine in engines.items()
@@ -359,6 +367,10 @@ def _measure_all(
     plain = (UNCHANGED,) if options.alone else (UNCHANGED, STATIC)
     systems: dict[str, dict[str, list[Measured]]] = {
         name: {style: [] for style in played.get(name, styles)} for name in (*engines, *plain)
+    }
+    spectra = {
+        style: np.mean([measures.mean_spectrum(np.asarray(r.audio()), rate) for r in recordings[style]], axis=0)
+        for style in systems.get(STATIC, ())
     }
     quiet = np.zeros(0, np.float32)
     shown = next((item for item in items if item.pitch.pitched), items[0])

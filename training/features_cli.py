@@ -170,10 +170,8 @@ def _write(
     labels: tuple[NoteLabel, ...] | None,
 ) -> dict[str, Any]:
     """The features of one recording, standardised by ``every`` recording's statistics, and its bars; its figures."""
-    import soundfile
-
     from training.features import bar_frames, split_bars, write_features
-    from training.library import replace_file
+    from training.library import replace_file, write_sound
 
     sound, rate, found = _described(known, path, config)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +184,7 @@ def _write(
         shutil.rmtree(folder, ignore_errors=True)  # an earlier run may have found more of them
         for number, piece in enumerate(split_bars(sound, rate, found, config)):
             folder.mkdir(exist_ok=True)
-            soundfile.write(folder / f"{number:04d}.wav", piece.T, rate, subtype="FLOAT")
+            write_sound(folder / f"{number:04d}.wav", piece.T, rate, "FLOAT")
     return {
         "file": str(name),
         "seconds": round(sound.shape[-1] / rate, 3),

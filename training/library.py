@@ -6,6 +6,7 @@ copies (a WAV and a FLAC of one take), so that no sound is ever in two splits, w
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -220,6 +221,14 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_sound(path: Path, sound: NDArray[np.float32], sample_rate: int, subtype: str) -> None:
+    """A sound file of [samples, channels]. Raises OSError, also where libsndfile has a kind of its own."""
+    try:
+        soundfile.write(path, sound, sample_rate, subtype=subtype)
+    except soundfile.SoundFileError as error:
+        raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from None
 
 
 @dataclass(frozen=True)

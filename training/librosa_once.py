@@ -6,13 +6,16 @@ leave files that do not fit together, and every later process crashes on them (n
 
 from __future__ import annotations
 
-import getpass
+import os
 import tempfile
 from pathlib import Path
 
 from filelock import FileLock
 
-with FileLock(Path(tempfile.gettempdir()) / f"restyle-librosa-{getpass.getuser()}.lock"):
+# A container may run as a user that has a number and no name.
+USER = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+
+with FileLock(Path(tempfile.gettempdir()) / f"restyle-librosa-{USER}.lock"):
     import librosa
     import librosa.beat
     import librosa.core.audio

@@ -28,7 +28,7 @@ from realtime.learned import style_id
 from realtime.notes import TICKS_PER_QUARTER, Note
 from realtime.tunes import DEFAULT_TEMPO_BPM, Tune, write_tune
 from training.features import frame_count
-from training.library import Skipped, is_cut_short
+from training.library import Skipped, is_cut_short, write_sound
 
 LABEL_RATE = 44_100
 LABEL_COLUMNS = ("start_time", "end_time", "instrument", "note", "start_beat", "end_beat", "note_value")
@@ -557,7 +557,7 @@ def _write_part(part: _Part, folder: Path) -> float:
         subtype = "PCM_16" if file.subtype == "PCM_16" else "PCM_24"
     sound = np.concatenate(pieces)
     sound /= max(1.0, float(np.abs(sound).max()))  # floats may lie above full scale, FLAC has nothing there
-    soundfile.write(folder / f"{part.piece.id}.flac", sound, rate, subtype=subtype)
+    write_sound(folder / f"{part.piece.id}.flac", sound, rate, subtype)
     return len(sound) / rate
 
 

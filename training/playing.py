@@ -34,7 +34,7 @@ TONES_HZ, TONE_SECONDS = (220.0, 440.0), 4.0
 class Input:
     """One recording to restyle: the stretch of it that is used, and its tracks, taken once."""
 
-    path: Path
+    name: str
     audio: Audio  # [samples] at the model's rate
     tracked: Audio  # [samples] at measures.TRACK_RATE
     pitch: measures.PitchTrack
@@ -42,10 +42,6 @@ class Input:
     chroma: NDArray[np.float32]
     sounding: NDArray[np.bool_]  # [frames]
     loud: NDArray[np.bool_]  # [excerpts]
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def loudest_part(audio: Audio, samples: int) -> Audio:
     return audio.copy()
 
 
-def read_input(path: Path, sample_rate: int, seconds: float) -> Input:
+def read_input(path: Path, name: str, sample_rate: int, seconds: float) -> Input:
     """Decode, cut and track one input. Raises ValueError that says what is wrong with the file."""
     audio = loudest_part(read_mono(path, sample_rate), round(seconds * sample_rate))
     if len(audio) < SHORTEST_INPUT_SECONDS * sample_rate:
@@ -88,7 +84,7 @@ def read_input(path: Path, sample_rate: int, seconds: float) -> Input:
     audio[-fade:] *= np.linspace(1.0, 0.0, fade, dtype=np.float32)
     tracked = at_rate(audio, sample_rate, measures.TRACK_RATE)
     return Input(
-        path,
+        name,
         audio,
         tracked,
         measures.pitch_track(tracked),

@@ -30,7 +30,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.augment import raw_samples
 from training.beginning import load_beginning
-from training.checkpoint import AtomicCheckpointIO, CheckpointError, check_resumable, load_recogniser, objective_of
+from training.checkpoint import (
+    AtomicCheckpointIO,
+    CheckpointError,
+    card_and_weights,
+    check_resumable,
+    load_recogniser,
+    objective_of,
+)
 from training.library import SPLITS, ExcerptSampler, Library, Recording
 from training.models.classifier import Pretraining, StyleClassifier, load_or_pretrain
 from training.models.listener import EARS, Listener, ListeningLesson, Material, load_or_teach
@@ -479,17 +486,21 @@ def run_training(
         raise TrainingError(
             f"these settings do not go together: {error}; see --accelerator, --devices, --strategy, --precision"
         ) from error
+    wall_seconds, metrics = module.wall_seconds, module.metrics
     if done < recipe.trainer.steps:
         trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None)
         trainer.save_checkpoint(last)
-        done = trainer.global_step
+        done, wall_seconds, metrics = trainer.global_step, module.wall_seconds, module.metrics
+    elif resume:  # nothing is left to do
+        ended, _ = card_and_weights(resume)
+        wall_seconds, metrics = ended["wall_seconds"], ended["metrics"]
     best_path = out / f"{BEST}.ckpt"
     return RunResult(
         last_checkpoint=last,
         best_checkpoint=best_path if best_path.exists() and has_best else None,
         steps=done,
-        wall_seconds=module.wall_seconds,
-        metrics=module.metrics,
+        wall_seconds=wall_seconds,
+        metrics=metrics,
         ended_by=stop.ended_by,
     )
 

@@ -15,6 +15,5 @@ def make_generator(
     spec: SpectralSpec, config: GeneratorConfig, traits: Collection[str] = ()
 ) -> Generator | SpectrumGenerator | Autoencoder:
     """The kind that ``config.answer`` names, untrained; ``traits`` are for gains alone."""
-    if traits:
-        return Generator(spec, config, traits)
-    return resolve_name(ANSWERS[config.answer])(spec, config)
+    kind = resolve_name(ANSWERS[config.answer])
+    return kind(spec, config, traits) if traits else kind(spec, config)

@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from realtime.notes import make_vocabulary
 from training.beginning import Beginning
-from training.checkpoint import CheckpointError
+from training.checkpoint import AVERAGE, CheckpointError
 from training.models.composer import Composer, ComposerState
-from training.objectives.objective import Objective, learning_rate_factor
+from training.objectives.objective import Objective
 from training.recipe import Recipe
 from training.tunes import IGNORED, NoteBatch
 
@@ -46,7 +46,7 @@ class ComposeObjective(Objective):
         """Take over what another run learned; call before training. Raises CheckpointError where it does not fit."""
         ours = self.state_dict()
         for name, value in ours.items():
-            found = beginning.weights.get(name.removeprefix("average_"))
+            found = beginning.weights.get(name.removeprefix(AVERAGE))
             if found is None or found.shape != value.shape:
                 raise CheckpointError(
                     f"{beginning.path}: state_dict.{name}: has shape {None if found is None else tuple(found.shape)}, "
@@ -54,11 +54,7 @@ class ComposeObjective(Objective):
                 )
             ours[name] = found
         self.load_state_dict(ours)
-        self.card["began_with"] = {
-            name: beginning.card[name]
-            for name in ("styles", "recordings", "steps", "wall_seconds", "began_with")
-            if name in beginning.card
-        }
+        self.take_history(beginning)
 
     def averages(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.average_composer, self.composer)]
@@ -107,24 +103,10 @@ class ComposeObjective(Objective):
         self._surprise = dict.fromkeys(HELD_OUT, 0.0)
         self._events = dict.fromkeys(HELD_OUT, 0)
 
-    def configure_optimizers(self) -> Any:
-        config, steps = self.recipe.optimiser, self.recipe.trainer.steps
-        optimiser = torch.optim.AdamW(
-            self.composer.parameters(),
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, steps, config))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         if self._carried is not None:
             checkpoint[STATE_KEY] = {"hidden": self._carried.hidden.cpu(), "cell": self._carried.cell.cpu()}
-
-    def remember_recordings(self, earlier: dict[str, Any]) -> None:
-        """Nothing: which tunes are held out follows from the tunes alone, in every run."""
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

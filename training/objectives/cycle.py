@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.beginning import Beginning
 from training.losses import level_l1, pitch_loss
 from training.objectives.judges import Fakes, Hearing, hear_judges
 from training.objectives.restore import Batch, RestoreObjective
@@ -56,9 +57,17 @@ class CycleObjective(RestoreObjective):
     def __init__(self, recipe: Recipe, card: dict[str, Any]) -> None:
         super().__init__(recipe, card)
         self.pool = FakePool(recipe.cycle.pool_size)
+        self._clear_noise()
+
+    def begin_with(self, beginning: Beginning) -> None:
+        """As any run; numbers that are noise here stay zero in the style vectors."""
+        super().begin_with(beginning)
+        self._clear_noise()
+
+    def _clear_noise(self) -> None:
         with torch.no_grad():
             for table in (self.styles, *([self.average_styles] if self.averaging else [])):
-                table.weight[:, recipe.model.style_dim - recipe.cycle.noise_dims :] = 0.0
+                table.weight[:, self.recipe.model.style_dim - self.recipe.cycle.noise_dims :] = 0.0
 
     def vectors(self, style: Tensor, random: torch.Generator) -> Tensor:
         """Style vectors [batch, style_dim] of ``style`` [batch], most of them with noise in their last numbers."""

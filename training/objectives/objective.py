@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from training.beginning import Beginning
-from training.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KEY, CheckpointError
+from training.checkpoint import AVERAGE, CHECKPOINT_FORMAT, CHECKPOINT_KEY, CheckpointError
 from training.recipe import OptimiserConfig, Recipe
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,11 @@ def learning_rate_factor(step: int, steps: int, config: OptimiserConfig) -> floa
         return (step + 1) / config.warmup_steps
     progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     return config.final_fraction + (1.0 - config.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def content_sha256(listed: dict[str, Any]) -> str:
+    """What a recording or a tune in a card is known by: its sound, whatever its format; a tune by its file."""
+    return listed.get("audio_sha256", listed["sha256"])
 
 
 class Objective(LightningModule):
@@ -59,9 +64,30 @@ class Objective(LightningModule):
             f"{beginning.path}: objective '{self.recipe.objective}' begins with no other run; leave out --from"
         )
 
+    def take_history(self, beginning: Beginning) -> None:
+        """Let the card name what ``beginning`` heard."""
+        kept = ("styles", "recordings", "tunes", "steps", "wall_seconds", "began_with")
+        self.card["began_with"] = {name: beginning.card[name] for name in kept if name in beginning.card}
+        self.remember_recordings(beginning.card.get("recordings", {}))
+
+    def parameter_groups(self, names: Sequence[str]) -> list[list[str]]:
+        """Which weights are learned together, from the names of all: those that are no averages."""
+        return [[name for name in names if not name.startswith(AVERAGE)]]
+
     def learning_rates(self) -> tuple[float, ...]:
         """Of each group of weights that there can be."""
         return (self.recipe.optimiser.learning_rate,)
+
+    def configure_optimizers(self) -> Any:
+        config, steps = self.recipe.optimiser, self.recipe.trainer.steps
+        weights = dict(self.named_parameters())
+        groups = [
+            {"params": [weights[name] for name in names], "lr": rate}
+            for names, rate in zip(self.parameter_groups(list(weights)), self.learning_rates(), strict=False)
+        ]
+        optimiser = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, steps, config))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @property
     def wall_seconds(self) -> float:
@@ -135,18 +161,21 @@ class Objective(LightningModule):
         if "began_with" in card:
             self.card["began_with"] = card["began_with"]
         self.remember_recordings(card.get("recordings", {}))
-        # The stored schedule would bring back the old rate where the recipe names a new one.
+        # What is stored would bring back the old rates and decay where the recipe names new ones.
+        config = self.recipe.optimiser
         for schedule, state in zip(checkpoint["lr_schedulers"], checkpoint["optimizer_states"], strict=True):
             schedule["base_lrs"] = list(self.learning_rates()[: len(state["param_groups"])])
+            for group in state["param_groups"]:
+                group.update(betas=config.betas, weight_decay=config.weight_decay)
 
     def remember_recordings(self, earlier: dict[str, Any]) -> None:
         """What earlier runs trained on stays listed as such, also where folders have changed since."""
         for style, now in self.card.get("recordings", {}).items():
-            listed = {item["audio_sha256"] for item in now["train"]}
-            heard = [item for item in earlier.get(style, {}).get("train", []) if item["audio_sha256"] not in listed]
+            listed = {content_sha256(item) for item in now["train"]}
+            heard = [item for item in earlier.get(style, {}).get("train", []) if content_sha256(item) not in listed]
             now["train"] = [*now["train"], *heard]
-            unheard = {item["audio_sha256"] for split in ("validation", "test") for item in now[split]}
-            count = sum(item["audio_sha256"] in unheard for item in heard)
+            unheard = {content_sha256(item) for split in ("validation", "test") for item in now[split]}
+            count = sum(content_sha256(item) in unheard for item in heard)
             if count:
                 log.warning(
                     "style '%s': its folder has changed; %d recordings now held out were trained on before, "

@@ -29,7 +29,7 @@ from training.library import Library, Recording
 from training.models.classifier import LABEL_SMOOTHING, attacked
 from training.models.recogniser_judge import heard_elsewhere
 from training.models.streaming_recogniser import RANGE_DB, Recognition, StreamingRecogniser
-from training.objectives.objective import Objective, learning_rate_factor
+from training.objectives.objective import Objective
 from training.objectives.restore import Batch
 from training.recipe import Recipe
 
@@ -174,11 +174,3 @@ class RecogniseObjective(Objective):
         self.log("validation_loss", values["validation/loss"], prog_bar=True, logger=False, sync_dist=True)
         self.metrics = {name: round(value, 6) for name, value in values.items()}
         self._heard = []
-
-    def configure_optimizers(self) -> Any:
-        config, steps = self.recipe.optimiser, self.recipe.trainer.steps
-        optimiser = torch.optim.AdamW(
-            self.recogniser.parameters(), config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, steps, config))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

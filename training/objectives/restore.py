@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 from itertools import chain, count
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from training.augment import Pair, bend_pitch, make_pair, make_true_pair, steady_tones
 from training.beginning import Beginning, widened
-from training.checkpoint import CheckpointError, fit_traits, new_generator
+from training.checkpoint import AVERAGE, CheckpointError, fit_traits, new_generator
 from training.layers import detached, on_device
 from training.losses import LossTerms, SpectralLoss, level_l1, onset_loss, pitch_loss, stroke_loss
 from training.models import recogniser
@@ -33,7 +34,7 @@ from training.models.noise_player import NoisePlayer
 from training.models.recogniser import Recogniser
 from training.objectives.judges import Hearing, Judges, critic_lesson, hear_judges
 from training.objectives.likeness import StyleMemory
-from training.objectives.objective import Objective, learning_rate_factor
+from training.objectives.objective import Objective
 from training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ TOGETHER_SHARE = 0.3  # of those
 GLIDE_SHARE = 0.5  # of crossed rows, where the recipe has glides: most recordings are notes, and singers glide
 SEGMENT_SEEDS = 1_000_003  # from the draws of one segment to those of the next, where each has its own
 STYLE_ROWS = ("styles.weight", ".score.weight", ".score.bias")  # names of weights that have one row per style end so
-OPTIONAL_PARTS = ("encoder.", "average_encoder.", *JUDGES)  # a recipe may bring them into a run or leave them out
+OPTIONAL_PARTS = ("encoder.", f"{AVERAGE}encoder.", *JUDGES)  # a recipe may bring them into a run or leave them out
 
 
 class Batch(NamedTuple):
@@ -66,14 +67,6 @@ class _Excerpt:
     seed: int
     pair: Pair  # of the whole excerpt
     state: Any  # None before the first segment
-
-
-def _optimiser_groups(names: list[str]) -> list[list[str]]:
-    """Which weights are learned together, from the names of all: all but the judges', then each judge's, if any."""
-    learned = [name for name in names if not name.startswith("average_")]
-    rest = [name for name in learned if not name.startswith(JUDGES)]
-    judges = [[name for name in learned if name.startswith(judge)] for judge in JUDGES]
-    return [rest, *(group for group in judges if group)]
 
 
 class RestoreObjective(Objective):
@@ -124,7 +117,7 @@ class RestoreObjective(Objective):
         ids = [style["id"] for style in beginning.card["styles"]]
         rows = [ids.index(style.id) if style.id in ids else None for style in self.recipe.style]
         for name, value in ours.items():
-            plain = name.removeprefix("average_")
+            plain = name.removeprefix(AVERAGE)
             found = beginning.weights.get(plain)
             if found is None and plain.startswith(OPTIONAL_PARTS):
                 continue
@@ -139,12 +132,7 @@ class RestoreObjective(Objective):
                 )
             ours[name] = found
         self.load_state_dict(ours)
-        self.card["began_with"] = {
-            name: beginning.card[name]
-            for name in ("styles", "recordings", "tunes", "steps", "wall_seconds", "began_with")
-            if name in beginning.card
-        }
-        self.remember_recordings(beginning.card.get("recordings", {}))
+        self.take_history(beginning)
 
     # -- one pass -----------------------------------------------------------------------------------------------
 
@@ -480,16 +468,11 @@ class RestoreObjective(Objective):
                 first, second, third = (sound[row].cpu() for sound in sounds)
                 self._media[style] = (first, second, third)
 
-    def configure_optimizers(self) -> Any:
-        config, steps = self.recipe.optimiser, self.recipe.trainer.steps
-        weights = dict(self.named_parameters())
-        groups = [
-            {"params": [weights[name] for name in names], "lr": rate}
-            for names, rate in zip(_optimiser_groups(list(weights)), self.learning_rates(), strict=False)
-        ]
-        optimiser = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, steps, config))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def parameter_groups(self, names: Sequence[str]) -> list[list[str]]:
+        """All but the judges', then each judge's, if there is one."""
+        [learned] = super().parameter_groups(names)
+        judges = [[name for name in learned if name.startswith(judge)] for judge in JUDGES]
+        return [[name for name in learned if not name.startswith(JUDGES)], *(group for group in judges if group)]
 
     def learning_rates(self) -> tuple[float, ...]:
         """Of each group of weights that there can be; the generator's first, then the judges'."""
@@ -507,11 +490,11 @@ class RestoreObjective(Objective):
         if ours.keys() == theirs.keys():
             return
         optimiser = checkpoint["optimizer_states"][0]
-        numbered = {name: i for i, name in enumerate(chain.from_iterable(_optimiser_groups(list(theirs))))}
+        numbered = {name: i for i, name in enumerate(chain.from_iterable(self.parameter_groups(list(theirs))))}
         for name in [name for name in theirs if name not in ours and name.startswith(OPTIONAL_PARTS)]:
             del theirs[name]
         theirs.update({n: ours[n] for n in ours if n not in theirs and n.startswith(OPTIONAL_PARTS)})
-        groups = _optimiser_groups(list(ours))
+        groups = self.parameter_groups(list(ours))
         states = {i: optimiser["state"].get(numbered.get(name)) for i, name in enumerate(chain.from_iterable(groups))}
         optimiser["state"] = {i: state for i, state in states.items() if state is not None}
         number, plain = count(), optimiser["param_groups"][0]
