@@ -21,9 +21,9 @@ from training.library import Library, load_library  # noqa: E402
 from training.models.listener import (  # noqa: E402
     EARS,
     Ear,
-    Listener,
     ListeningLesson,
     Material,
+    StyleListener,
     load_or_teach,
     teach,
 )
@@ -127,7 +127,7 @@ def test_a_listener_is_taught_once_and_anew_where_other_phrases_are_played(place
 
 @given(samples=st.integers(2048, 20_000), rows=st.integers(1, 3), ear=st.sampled_from(EARS))
 def test_any_stretch_of_sound_is_judged_and_silence_too(samples: int, rows: int, ear: Ear) -> None:
-    listener = Listener(RATE, 5, ear).eval()
+    listener = StyleListener(RATE, 5, ear).eval()
     audio = torch.randn(rows, samples, generator=torch.Generator().manual_seed(samples))
     audio[0] = 0.0
     scores = listener(audio, torch.Generator().manual_seed(0))

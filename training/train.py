@@ -40,14 +40,14 @@ from training.checkpoint import (
 )
 from training.library import SPLITS, ExcerptSampler, Library, Recording
 from training.models.classifier import Pretraining, StyleClassifier, load_or_pretrain
-from training.models.listener import EARS, Listener, ListeningLesson, Material, load_or_teach
+from training.models.listener import EARS, ListeningLesson, Material, StyleListener, load_or_teach
 from training.models.recogniser import Recogniser, RecogniserConfig, is_class, load_or_train
 from training.models.recogniser_judge import RecogniserJudge
 from training.ngrams import perplexity, witten_bell
 from training.objectives import objective_class
 from training.objectives.compose import HELD_OUT
 from training.objectives.objective import TrainingError
-from training.objectives.restore import Batch, RestoreObjective
+from training.objectives.restore import Batch, RestoreObjective, in_batches
 from training.phrases import PhraseBank, PhraseSampler
 from training.recipe import Recipe
 from training.tunes import NoteBatch, TuneBatches, TuneLibrary, held_out_batches, tokenise, vocabulary_of
@@ -84,7 +84,7 @@ class Teachers:
     classifier: StyleClassifier | None
     known: dict[str, float]  # share of phrases of unheard recordings that each takes for their style, by name
     witness: Recogniser | None
-    listeners: tuple[Listener, ...] = ()
+    listeners: tuple[StyleListener, ...] = ()
 
 
 def prepare_teachers(
@@ -130,7 +130,7 @@ def _taught_listeners(
     phrases: PhraseBank | None,
     cache: Path,
     progress: Callable[[str, int, int], None],
-) -> list[tuple[Listener, float]]:
+) -> list[tuple[StyleListener, float]]:
     """The recipe's listeners, each with what it knows; ``splits``: what each style is learned from and tested on."""
     count, phrases_per_style, taught = recipe.adversary.listeners, recipe.adversary.pretraining_phrases, []
     sampler = PhraseSampler(phrases) if phrases is not None and count else None
@@ -267,15 +267,7 @@ def validation_batches(library: Library, recipe: Recipe) -> list[Batch]:
         sampler = ExcerptSampler(style.validation, recipe.data)
         segments = range(recipe.trainer.validation_segments)
         rows += [(sampler.draw(samples, np.random.default_rng([2, number, k])), number) for k in segments]
-    size = recipe.trainer.batch_size
-    return [
-        Batch(
-            torch.from_numpy(np.stack([raw for raw, _ in rows[start : start + size]])),
-            torch.tensor([number for _, number in rows[start : start + size]]),
-            start,
-        )
-        for start in range(0, len(rows), size)
-    ]
+    return in_batches(rows, recipe.trainer.batch_size)
 
 
 def _quiet_worker(_: int) -> None:

@@ -56,7 +56,7 @@ class ListeningLesson(Lesson):
     ear: Ear
 
 
-class Listener(nn.Module):
+class StyleListener(nn.Module):
     """Convolutions over bands and frames, mean and highest over time, a small embedding, one score per style."""
 
     window: Tensor
@@ -132,7 +132,7 @@ def teach(
     sample_rate: int,
     lesson: ListeningLesson,
     progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[Listener, float]:
+) -> tuple[StyleListener, float]:
     """A listener of ``styles``, and the share of phrases of unheard recordings that it takes for their style.
 
     The share is the mean of the styles; NaN without recordings to test on.
@@ -141,7 +141,7 @@ def teach(
     generator = torch.Generator().manual_seed(lesson.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(lesson.seed)
-        listener = Listener(sample_rate, len(styles), lesson.ear)
+        listener = StyleListener(sample_rate, len(styles), lesson.ear)
         heard: list[Tensor] = []
         count = lesson.phrases_per_style * len(styles)
         for number in range(count):
@@ -173,7 +173,7 @@ def load_or_teach(
     lesson: ListeningLesson,
     cache_folder: Path,
     progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[Listener, float]:
+) -> tuple[StyleListener, float]:
     """What ``teach`` makes, from the cache if it was made before of the same sounds by this code."""
     content = [
         [
@@ -186,7 +186,7 @@ def load_or_teach(
         cache_folder,
         "listener",
         ((__file__, str(classifier.__file__), str(recogniser.__file__)), [repr(lesson), sample_rate, content]),
-        lambda: Listener(sample_rate, len(styles), lesson.ear),
+        lambda: StyleListener(sample_rate, len(styles), lesson.ear),
         lambda: teach(styles, sample_rate, lesson, progress),
     )
     return listener.eval().requires_grad_(False), known

@@ -30,7 +30,7 @@ from training.models.classifier import LABEL_SMOOTHING, attacked
 from training.models.recogniser_judge import heard_elsewhere
 from training.models.streaming_recogniser import RANGE_DB, Recognition, StreamingRecogniser
 from training.objectives.objective import Objective
-from training.objectives.restore import Batch
+from training.objectives.restore import Batch, in_batches
 from training.recipe import Recipe
 
 EARLIEST_SHARE = 1 / 12  # of an excerpt: from here on a style may have to be known
@@ -97,15 +97,7 @@ class RecogniseObjective(Objective):
             for recording in style.validation
             for excerpt in recording_excerpts(recording, samples, recipe.trainer.validation_segments)
         ]
-        size = recipe.trainer.batch_size
-        return [
-            Batch(
-                torch.from_numpy(np.stack([excerpt for excerpt, _ in rows[start : start + size]])),
-                torch.tensor([number for _, number in rows[start : start + size]]),
-                start,
-            )
-            for start in range(0, len(rows), size)
-        ]
+        return in_batches(rows, recipe.trainer.batch_size)
 
     def hear(self, raw: Tensor, random: torch.Generator | None = None, style: Tensor | None = None) -> Recognition:
         """Recordings [batch, raw samples] -> what is said after each hop; coloured where there is a ``random``.

@@ -18,6 +18,7 @@ import numpy as np
 import soxr
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.augment import Pair, bend_pitch, make_pair, make_true_pair, steady_tones
@@ -58,6 +59,18 @@ class Batch(NamedTuple):
     paired: Tensor | None = None  # [batch], rows whose input is another rendering of the same phrase
     input_raw: Tensor | None = None  # [paired rows, raw samples], in the order of those rows
     segment: int = 0  # of the excerpt, which this step learns from
+
+
+def in_batches(rows: Sequence[tuple[NDArray[np.float32], int]], size: int) -> list[Batch]:
+    """Recordings [samples] and their styles, ``size`` at a time, in this order."""
+    return [
+        Batch(
+            torch.from_numpy(np.stack([raw for raw, _ in rows[start : start + size]])),
+            torch.tensor([number for _, number in rows[start : start + size]]),
+            start,
+        )
+        for start in range(0, len(rows), size)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
