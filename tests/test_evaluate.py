@@ -452,6 +452,7 @@ def test_the_command_from_folders_to_figures(
             values["style_accuracy"] > 0.6 and 0.0 < values["frechet_ratio"] < figures["styles"][style]["frechet_ratio"]
         )
         assert (values["frechet_ratio_of_voices"] is None) == (figures["mean_of_voices"] is None)
+        assert 0.7 < values["onset_f1"] <= 1.0  # of one instrument's playing against the other's
     assert figures["tunes"]["mean"]["frechet_ratio"] == pytest.approx(
         np.mean([values["frechet_ratio"] for values in played.values()]), abs=1e-3
     )

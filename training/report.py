@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,7 +127,8 @@ def _tunes(figures: dict[str, Any]) -> list[Table]:
     if "tunes" not in figures:
         return []
     title = f"Tunes played on the recordings themselves, and {figures['file']}; Fréchet ratios"
-    grid = _grid(title, "style", "recognised", figures["file"], "ratio", figures["file"], "one pitch", figures["file"])
+    pairs = ((name, figures["file"]) for name in ("recognised", "ratio", "one pitch", "onsets"))
+    grid = _grid(title, "style", *itertools.chain.from_iterable(pairs))
     of_voices = figures["styles_of_voices"] or {}
     rows = {}
     for style, played in figures["tunes"]["styles"].items():
@@ -138,10 +140,12 @@ def _tunes(figures: dict[str, Any]) -> list[Table]:
             made["frechet_ratio"],
             played["frechet_ratio_of_voices"],
             voices.get("frechet_ratio"),
+            played["onset_f1"],
+            voices.get("onset_f1"),
         )
     rows["mean"] = tuple(mean_of(column) for column in zip(*rows.values(), strict=True))
     for style, values in rows.items():
-        forms = (".0%", ".0%", ".2f", ".2f", ".2f", ".2f")
+        forms = (".0%", ".0%", ".2f", ".2f", ".2f", ".2f", ".2f", ".2f")
         shown = ("-" if value is None else format(value, form) for value, form in zip(values, forms, strict=True))
         grid.add_row(style, *shown, style="bold" if style == "mean" else None)
     return [grid]
