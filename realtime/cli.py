@@ -383,8 +383,9 @@ def _perform(performance: Any, console: Console, seconds: float | None) -> None:
         del number, frame
         performance.stop_asked.set()
 
-    # What is ignored, by nohup for one, stays so.
-    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    # Under nohup a closed terminal ends nothing; Ctrl-C is ignored in every job of a script, and meant all the same.
+    held = "SIGHUP" if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else None
+    numbers = [number for number in STOP_SIGNALS if number.name != held]
     before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         with performance, Screen(console) as screen:

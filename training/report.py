@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,9 +125,8 @@ def _tunes(figures: dict[str, Any]) -> list[Table]:
     """What the recordings themselves reach by the figures that the model is measured by; nothing unless asked for."""
     if "tunes" not in figures:
         return []
-    title = f"Tunes played on the recordings themselves, and {figures['file']}; Fréchet ratios"
-    pairs = ((name, figures["file"]) for name in ("recognised", "ratio", "one pitch", "onsets"))
-    grid = _grid(title, "style", *itertools.chain.from_iterable(pairs))
+    title = f"Tunes played on the recordings themselves / {figures['file']}; Fréchet ratios"
+    grid = _grid(title, "style", "recognised", "ratio", "one pitch", "onsets")
     of_voices = figures["styles_of_voices"] or {}
     rows = {}
     for style, played in figures["tunes"]["styles"].items():
@@ -146,8 +144,9 @@ def _tunes(figures: dict[str, Any]) -> list[Table]:
     rows["mean"] = tuple(mean_of(column) for column in zip(*rows.values(), strict=True))
     for style, values in rows.items():
         forms = (".0%", ".0%", ".2f", ".2f", ".2f", ".2f", ".2f", ".2f")
-        shown = ("-" if value is None else format(value, form) for value, form in zip(values, forms, strict=True))
-        grid.add_row(style, *shown, style="bold" if style == "mean" else None)
+        shown = ["-" if value is None else format(value, form) for value, form in zip(values, forms, strict=True)]
+        pairs = (" / ".join(shown[at : at + 2]) for at in range(0, len(shown), 2))
+        grid.add_row(style, *pairs, style="bold" if style == "mean" else None)
     return [grid]
 
 
