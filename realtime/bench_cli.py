@@ -70,6 +70,8 @@ def bench(
                 check_writable(path)
             except OSError as error:
                 raise failure("cannot write", f"{path}: {error.strerror}; choose another file") from None
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise failure("cannot write", f"{plot}: a picture ends in .png; choose another file")
 
     def write_json(figures: dict[str, Any]) -> None:
         if json_path:

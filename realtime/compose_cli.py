@@ -110,9 +110,14 @@ def _write(
     """Continue the tune in a file; the figures."""
     from realtime.compose import compose_bars
     from realtime.files import check_writable
+    from realtime.midi import MidiError
     from realtime.tunes import read_tune, write_tune
 
+    if out.suffix.lower() not in (".mid", ".midi"):
+        raise MidiError(f"{out}: a MIDI file ends in .mid")
     tune = read_tune(seed)
+    if out.exists() and out.samefile(seed):
+        raise MidiError(f"{out}: is the tune itself; choose another file")
     check_writable(out)
     started = time.perf_counter()
     with console.status(f"composing {bars} bars"):

@@ -106,14 +106,14 @@ class LiveSettings:
             raise PerformanceError(f"inference '{self.inference}' is none of {', '.join(INFERENCES)}")
 
     def without_device(self) -> LiveSettings:
-        """The same performance on the bundled clip, with the bundled MIDI file unless another MIDI was asked for.
+        """The same performance on the bundled clip, with the bundled MIDI file unless MIDI or a style was asked for.
 
         Recorded, so that there is something to hear, beside what was recorded before.
         """
         return replace(
             self,
             clip=DEMO_CLIP,
-            midi=self.midi or str(DEMO_MIDI),
+            midi=self.midi or (None if self.style else str(DEMO_MIDI)),
             record=self.record or free_folder(Path("performance")),
         )
 

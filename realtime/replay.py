@@ -257,6 +257,11 @@ def replay(
     Raises ShowError for journals that do not fit the model, AudioFileError.
     """
     heading, spec = show.heading, bundle.manifest.spectral
+    if target is not None:
+        if target.suffix.lower() != ".wav":
+            raise AudioFileError(f"{target}: what is played is written to a WAV file; choose a name that ends in .wav")
+        if target.exists() and any(target.samefile(file) for file in show.folder.iterdir()):
+            raise AudioFileError(f"{target}: belongs to the recording itself; choose another file")
     # No block may hold more than one hop: what happens at a hop happens before its block.
     block_samples = spec.hop_samples * heading.sample_rate // spec.sample_rate
     compared = equal = 0

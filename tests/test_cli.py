@@ -17,7 +17,7 @@ import soundfile
 
 import realtime.bench
 from realtime.bench import MeasureError, measure_live_start_s
-from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, read_bundle
+from realtime.bundle import DEFAULT_MODEL, DEMO_CLIP, DEMO_MIDI, read_bundle
 from realtime.live import LiveSettings
 from tests.test_bundle import with_manifest
 
@@ -180,7 +180,8 @@ def test_a_recording_is_never_recorded_over(tmp_path: Path, name: str) -> None:
 def test_the_bundled_clip_is_recorded_beside_an_earlier_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = LiveSettings(DEFAULT_MODEL)
-    assert settings.without_device().record == Path("performance")
+    assert settings.without_device().record == Path("performance") and settings.without_device().midi == str(DEMO_MIDI)
+    assert LiveSettings(DEFAULT_MODEL, style="choir").without_device().midi is None  # or it would be another style
     for name in ("performance", "performance-2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "output.wav").write_bytes(b"the best solo ever")
@@ -233,6 +234,12 @@ def test_bench_says_before_it_measures_that_its_target_cannot_be_written(tmp_pat
         assert time.monotonic() - began < 30
         assert f"cannot write: {target}: {why}; choose another file" in result.stderr
     assert not list(tmp_path.iterdir())
+    song = tmp_path / "song.wav"
+    song.write_bytes(b"the best song ever")
+    if option == "--plot":
+        result = restyle("bench", "--hops", "1000000", option, str(song), code=1)
+        assert "song.wav: a picture ends in .png" in result.stderr
+    assert song.read_bytes() == b"the best song ever"
 
 
 def test_a_start_that_fails_or_hangs_ends_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

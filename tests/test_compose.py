@@ -210,3 +210,14 @@ def test_info_shows_the_card_of_a_composer() -> None:
     assert result.exit_code == 0, result.output
     assert "(notes)" in result.output and "24 ticks to the quarter note" in result.output
     assert "CC-BY" in result.output
+
+
+@pytest.mark.parametrize(("name", "why"), [("tune.mid", "is the tune itself"), ("song.wav", "ends in .mid")])
+def test_neither_the_tune_nor_a_file_of_another_kind_is_written_over(tmp_path: Path, name: str, why: str) -> None:
+    tune = tmp_path / "tune.mid"
+    tune.write_bytes(JIG.read_bytes())
+    (tmp_path / "song.wav").write_bytes(b"the best song ever")
+    before = (tmp_path / name).read_bytes()
+    result = command("--seed", tune, "--bars", 1, tmp_path / name)
+    assert result.exit_code == 1 and why in " ".join(result.output.split())
+    assert (tmp_path / name).read_bytes() == before

@@ -113,6 +113,22 @@ def test_at_a_rate_that_is_not_the_models_a_show_replays_across_an_outage(
     assert again.equal == again.compared == 40_000 and again.outages == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("take/input.wav", "belongs to the recording itself"),
+        ("take/output.wav", "belongs to the recording itself"),
+        ("again.flac", "a name that ends in .wav"),
+    ],
+)
+def test_a_replay_never_writes_over_the_recording(take: Path, name: str, why: str) -> None:
+    before = {path.name: path.read_bytes() for path in take.iterdir()}
+    result = CliRunner().invoke(app, ["replay", str(take), "--out", str(take.parent / name)])
+    assert result.exit_code == 1 and why in " ".join(result.output.split())
+    assert {path.name: path.read_bytes() for path in take.iterdir()} == before
+    assert not (take.parent / "again.flac").exists()
+
+
 def test_nothing_is_noted_after_the_end_of_a_recording(recording: tuple[Recorder, StartEngine]) -> None:
     recorder, start = recording
     with start() as engine:
