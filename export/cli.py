@@ -11,8 +11,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-SILENT = ("compose", "recognise")  # objectives that perform no styles
-
 
 def export(
     checkpoint: Annotated[
@@ -70,21 +68,21 @@ def export(
     try:
         with console.status("tracing, measuring and verifying"):
             check_writable(model)
+            of_silent = {"compose": load_composer, "recognise": load_recogniser}  # which perform no styles
             given = load_recipe(recipe) if recipe is not None else None
             if named_model(checkpoint).suffix == ".onnx":
                 if given is None:
                     raise _refusal(console, f"{checkpoint}: is a model file; say by which --recipe it was trained", 2)
-                if given.objective in SILENT:
+                if given.objective in of_silent:
                     raise _refusal(console, f"--recipe: {recipe} has no styles to perform; take another one", 2)
                 if mean_with:
                     raise _refusal(console, f"--mean-with: {checkpoint} is a model file and no checkpoint", 2)
                 trained = load_model_for_export(checkpoint, given)
             else:
-                objective = objective_of(checkpoint)
+                load = of_silent.get(objective_of(checkpoint))
                 for option, used in (("recipe", given), ("emphasis", overdo != Emphasis()), ("mean-with", mean_with)):
-                    if used and objective in SILENT:
+                    if used and load:
                         raise _refusal(console, f"--{option}: {checkpoint} performs no styles; leave it out", 2)
-                load = {"compose": load_composer, "recognise": load_recogniser}.get(objective)
                 trained = load(checkpoint) if load else load_for_export(checkpoint, *(mean_with or ()), recipe=given)
             if isinstance(trained, TrainedComposer):
                 result = export_composer(trained, model, description)

@@ -22,7 +22,12 @@ from typer.core import TyperGroup
 COMMAND_GROUP = "restyle.commands"
 PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}
 """How text that holds names of the user's goes to a console: as it is."""
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# Under nohup a closed terminal ends nothing; Ctrl-C is ignored in every job of a script, and meant all the same.
+STOP_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if hasattr(signal, name) and not (name == "SIGHUP" and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN)
+]
 
 
 class _Commands(TyperGroup):
@@ -383,10 +388,7 @@ def _perform(performance: Any, console: Console, seconds: float | None) -> None:
         del number, frame
         performance.stop_asked.set()
 
-    # Under nohup a closed terminal ends nothing; Ctrl-C is ignored in every job of a script, and meant all the same.
-    held = "SIGHUP" if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else None
-    numbers = [number for number in STOP_SIGNALS if number.name != held]
-    before = {number: signal.signal(number, on_signal) for number in numbers}
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
     try:
         with performance, Screen(console) as screen:
             if not console.is_terminal:

@@ -171,7 +171,6 @@ class InputPorts:
         self._deliver, self._tell_port = on_message, on_port
         self._heard_at = 0.0
         self._virtual: _Port | None = None
-        self._looks = True
         self._open: list[_Port] = []
         self._lookers: dict[int, Any] = {}
         self._apis = apis = _apis()
@@ -193,7 +192,6 @@ class InputPorts:
         elif wanted.casefold() == VIRTUAL:
             if not self._open_virtual():
                 raise MidiError(f"no virtual MIDI port can be opened; there are: {listing}")
-            self._looks = False
             self._fetcher.start()
             return
         else:
@@ -219,8 +217,8 @@ class InputPorts:
         """Whether what is heard, or looked for, is a JACK server's."""
         if self._virtual is not None and "jack" in self._virtual.api.name.casefold():
             return True
-        sought = [api for api in self._apis if self._looks and (self.only is None or self.only.api == api.number)]
-        return any("jack" in api.name.casefold() for api in sought)
+        sought = [api for api in self._apis if self.only is None or self.only.api == api.number]
+        return self._watch is not None and any("jack" in api.name.casefold() for api in sought)
 
     def _on_message(self, data: bytes) -> None:
         self._heard_at = time.monotonic()
